@@ -1,0 +1,1 @@
+"""The controlling agent: policy, planner graph, search, trace, report, command line."""

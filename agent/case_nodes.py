@@ -1,0 +1,218 @@
+"""Nodes from the case to the action space: load, observe, propose, refine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from langgraph.runtime import Runtime
+
+from agent.goal import interpret_goal
+from agent.nodes import Nodes, Services, Update, findings_of, verdicts_of
+from agent.policy import Answer, CaseSummary, Policy, Proposal, Refinement, single_item_keys
+from agent.search import Actions
+from agent.settings import make_settings
+from agent.state import PlannerState
+from agent.trace import Recorder
+from models.errors import PlanningError
+from models.formulary import Formulary
+
+if TYPE_CHECKING:  # a type only: the module loads the networks
+    from tools.describe_case import CaseDescription
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+def ask(
+    services: Services,
+    question: str,
+    inputs: object,
+    put: Callable[[Policy], AnswerT],
+    faults: Callable[[AnswerT], list[str]],
+    recorder: Recorder,
+) -> tuple[AnswerT, str | None]:
+    """Ask the policy and check its answer; where it is invalid, ask the embedded policy instead.
+
+    Args:
+        services: Holds both policies.
+        question: ``observe``, ``propose``, ``refine`` or ``nominate``.
+        inputs: What is hashed into the decision.
+        put: Asks one policy.
+        faults: What is wrong with an answer, as sentences; empty for a valid one.
+        recorder: Every answer becomes a decision, an invalid one too.
+
+    Returns:
+        The valid answer, and why the plan is degraded (None where it is not).
+
+    Raises:
+        PlanningError: the embedded policy's answer is invalid as well.
+    """
+    degraded: str | None = None
+    for policy in (services.policy, services.fallback):
+        started = time.perf_counter()
+        answer = put(policy)
+        seconds = time.perf_counter() - started
+        wrong = faults(answer)
+        reason = f"{policy.name}: " + ("valid answer" if not wrong else f"invalid answer: {' '.join(wrong)}")
+        recorder.answered(question, inputs, answer, seconds, reason)
+        if not wrong:
+            return answer, degraded
+        degraded = (
+            f"{policy.name} answered '{question}' invalidly, {services.fallback.name} was asked: {' '.join(wrong)}"
+        )
+    raise PlanningError(f"No policy gave a valid answer to '{question}': {degraded}")
+
+
+def proposal_faults(proposal: Proposal, formulary: Formulary, d: int, e: int) -> list[str]:
+    """What is wrong with a proposal: unknown agents, an agent of the wrong kind, more than asked for."""
+    wrong: list[str] = []
+    for kind, choices, most in (("drug", proposal.drugs, d), ("embolic", proposal.embolics, e)):
+        if len(choices) > most:
+            wrong.append(f"{len(choices)} {kind}s were proposed, at most {most} were asked for.")
+        known = {item.name for item in formulary.items if item.kind == kind}
+        reserves = proposal.reserve_drugs if kind == "drug" else proposal.reserve_embolics
+        if strangers := [c.item for c in (*choices, *reserves) if c.item not in known]:
+            wrong.append(f"{', '.join(strangers)} is no {kind} of the action set {formulary.name}.")
+    return wrong
+
+
+def refinement_faults(refinement: Refinement, proposal: Proposal, blocked: Sequence[str], d: int, e: int) -> list[str]:
+    """What is wrong with a refinement: an agent that was not proposed or is blocked, or more than asked for."""
+    wrong: list[str] = []
+    for kind, choices, most in (("drug", refinement.drugs, d), ("embolic", refinement.embolics, e)):
+        if len(choices) > most:
+            wrong.append(f"{len(choices)} {kind}s were kept, at most {most} were asked for.")
+        mine = (
+            (*proposal.drugs, *proposal.reserve_drugs)
+            if kind == "drug"
+            else (*proposal.embolics, *proposal.reserve_embolics)
+        )
+        proposed = {choice.item for choice in mine}
+        if strangers := [c.item for c in choices if c.item not in proposed]:
+            wrong.append(f"{', '.join(strangers)} was not proposed as a {kind}.")
+        if kept := [c.item for c in choices if c.item in blocked]:
+            wrong.append(f"{', '.join(kept)} is blocked by a rule and was kept.")
+    return wrong
+
+
+def summarise(description: CaseDescription) -> CaseSummary:
+    """What a policy may see of a described case."""
+    fields = set(CaseSummary.model_fields)
+    return CaseSummary.model_validate({k: v for k, v in description.model_dump().items() if k in fields})
+
+
+class CaseNodes(Nodes):
+    """load, observe, propose, refine."""
+
+    def load(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        """Check the case and the settings, and read the goal."""
+        settings = make_settings(**state.options)
+        state = state.model_copy(update={"settings": settings})
+        recorder = self.begin("load", "Loading the case", state, runtime)
+        case = self.services(state).case(state.case_id)
+        goal = interpret_goal(state.goal)
+        inputs = {"case": case.content_hash, "goal": state.goal, "options": state.options}
+        result = {"case": case, "goal": goal, "settings": settings}
+        return {
+            "settings": settings,
+            "case": case,
+            "reading": goal,
+            "decisions": recorder.close(inputs, result, f"Goal: {goal.note}"),
+        }
+
+    def observe(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        """Measure the case and let the policy describe it."""
+        recorder = self.begin("observe", "Looking at the case", state, runtime)
+        description = self.use(
+            "describe_case",
+            "what the image, its labels and the record show",
+            state,
+            runtime,
+            recorder,
+            lambda r: r.model_dump(mode="json", exclude={"record"}),
+            1,
+            case_id=state.case_id,
+        )
+        summary = summarise(description)
+        answer, degraded = ask(
+            self.services(state), "observe", summary, lambda policy: policy.observe(summary), lambda _: [], recorder
+        )
+        return {
+            "summary": summary,
+            "observation": answer,
+            "degraded": (*state.degraded, *([degraded] if degraded else [])),
+            "decisions": recorder.close(summary, {"summary": answer.summary}, answer.summary),
+        }
+
+    def propose(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        """Let the policy name the drugs and embolics worth trying."""
+        recorder = self.begin("propose", "Proposing drugs and embolic agents", state, runtime)
+        services, settings = self.services(state), state.settings
+        assert state.summary is not None
+        assert state.observation is not None
+        assert state.reading is not None
+        summary, observation, goal = state.summary, state.observation, state.reading
+        d, e, formulary = settings.drugs, settings.embolics, services.formulary
+        answer, degraded = ask(
+            services,
+            "propose",
+            {"observation": observation, "d": d, "e": e, "formulary": formulary.content_hash, "goal": goal},
+            lambda policy: policy.propose(summary, observation, formulary, d, e, goal),
+            lambda proposal: proposal_faults(proposal, formulary, d, e),
+            recorder,
+        )
+        drugs, embolics = [c.item for c in answer.drugs], [c.item for c in answer.embolics]
+        if not drugs or not embolics:
+            side = "drug" if not drugs else "embolic agent"
+            raise PlanningError(
+                f"The action set {formulary.name} gives no {side} to try: choose another with --actions."
+            )
+        return {
+            "proposal": answer,
+            "degraded": (*state.degraded, *([degraded] if degraded else [])),
+            "decisions": recorder.close(
+                {"d": d, "e": e, "actions": formulary.name},
+                {"drugs": drugs, "embolics": embolics},
+                f"{len(drugs)} drugs and {len(embolics)} embolic agents are worth trying",
+            ),
+        }
+
+    def refine(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        """Take out what the rules forbid for this patient."""
+        recorder = self.begin("refine", "Checking the action space against the rules", state, runtime)
+        services, settings = self.services(state), state.settings
+        assert state.proposal is not None
+        assert state.summary is not None
+        proposal, summary, d, e = state.proposal, state.summary, settings.drugs, settings.embolics
+        keys = single_item_keys(proposal.items, services.formulary)
+        reason = "which of the proposed agents are forbidden for this patient"
+        result = self.check(list(keys.values()), "partial", reason, state, runtime, recorder)
+        by_key = {verdict.protocol: verdict for verdict in result.verdicts}
+        blocked = [item for item, key in keys.items() if not by_key[key].allowed]
+        update: Update = {
+            "patient": findings_of(result.patient, None),
+            "patient_allowed": result.patient_allowed,
+        }
+        if not result.patient_allowed:
+            fired = [f for f in result.patient if f.status == "fired" and f.strength == "block"]
+            why = "; ".join(f.message for f in fired)
+            return {**update, "decisions": recorder.close(keys, {"blocked": True}, f"Every protocol is blocked: {why}")}
+        answer, degraded = ask(
+            services,
+            "refine",
+            {"proposal": proposal, "verdicts": result.verdicts},
+            lambda policy: policy.refine(summary, proposal, result.verdicts, d, e),
+            lambda refinement: refinement_faults(refinement, proposal, blocked, d, e),
+            recorder,
+        )
+        actions = Actions(drugs=tuple(c.item for c in answer.drugs), embolics=tuple(c.item for c in answer.embolics))
+        removed = "; ".join(f"{r.item}: {r.reason}" for r in answer.removed) or "nothing had to be removed"
+        return {
+            **update,
+            "refinement": answer,
+            "actions": actions,
+            "partial": {**state.partial, **verdicts_of(result)},
+            "degraded": (*state.degraded, *([degraded] if degraded else [])),
+            "decisions": recorder.close(keys, {"actions": actions, "removed": answer.removed}, removed),
+        }

@@ -1,0 +1,36 @@
+"""Files of a run folder: written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from models.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: beside its place, then renamed.
+
+    Raises:
+        RunError: the folder can't be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as exc:
+        raise RunError(unwritable(path.parent, exc)) from exc
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as exc:
+        raise RunError(unwritable(path.parent, exc)) from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(folder: Path, exc: OSError) -> str:
+    """The sentence for a folder that can't be written."""
+    return f"The run folder {folder} can't be written ({exc.strerror}): choose another with --run, or free space."

@@ -1,0 +1,325 @@
+"""Plan: what a run of the planner leaves, as one schema-versioned, typed record (`plan.json`).
+
+Log-risks are log hazard ratios against the survival model's baseline (no unit, lower is better); `objective` is what
+the search minimises: the goal-weighted sum of `agent.goal`. Everything that a repeated or resumed run may change
+(seconds, cache hits, the time of day) is in `Plan.execution`; all other fields are the same for the same case,
+settings, weights and device.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.errors import RunError
+from models.protocol import Kind, Protocol
+
+PLAN_SCHEMA_VERSION = 1
+DISCLAIMER = "For research only: a simulation by models trained on synthetic data, not a treatment recommendation."
+
+NodeStatus = Literal["kept", "pruned", "blocked", "duplicate", "unassessed"]
+
+
+class PlanModel(BaseModel):
+    """Base of the plan's parts: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(PlanModel):
+    """A mean over replicas with its standard error (None where there is one replica only)."""
+
+    mean: float
+    se: float | None
+    n: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Mean +- 1.96 standard errors, or None for a single replica."""
+        return None if self.se is None else (self.mean - 1.96 * self.se, self.mean + 1.96 * self.se)
+
+
+class Replica(PlanModel):
+    """One outcome (protocol, seed) with everything that was measured on it."""
+
+    seed: int
+    outcome_id: str
+    segmentation_id: str
+    objective: float
+    log_risk: float
+    tumour_log_risk: float
+    toxicity_log_risk: float
+    median_survival_months: float | None
+    viable_ml: float
+    necrotic_fraction: float | None
+    oil_fraction: float | None
+    mrecist_mm: float | None
+    mrecist_change_percent: float | None
+    mrecist_category: str | None
+    easl_mm2: float | None
+    easl_change_percent: float | None
+    easl_category: str | None
+    oil_confounded: bool = False
+
+
+class Before(PlanModel):
+    """The tumour before treatment, measured once per case."""
+
+    tumour_ml: float | None = None
+    viable_ml: float | None = None
+    longest_diameter_mm: float | None = None
+    mrecist_mm: float | None = None
+    easl_mm2: float | None = None
+
+
+class ResponseSummary(PlanModel):
+    """Response measures as means over replicas; categories as counts over replicas, e.g. ``{"PR": 6, "SD": 2}``."""
+
+    viable_ml: Estimate
+    necrotic_fraction: Estimate | None
+    oil_fraction: Estimate | None
+    mrecist_mm: Estimate | None
+    mrecist_change_percent: Estimate | None
+    mrecist_categories: dict[str, int]
+    easl_mm2: Estimate | None
+    easl_change_percent: Estimate | None
+    easl_categories: dict[str, int]
+    oil_confounded: bool
+
+
+class ToxicityPart(PlanModel):
+    """One addend of the fixed toxicity term (log hazard)."""
+
+    item: str
+    value: float
+    reason: str
+
+
+class SurvivalCurve(PlanModel):
+    """S(t) at the mean log-risk, and at mean +- 1.96 SE over replicas (simulation noise only, not model error)."""
+
+    times_months: tuple[float, ...]
+    survival: tuple[float, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+
+
+class RuleFinding(PlanModel):
+    """A rule's verdict on a protocol or, where `protocol` is None, on the patient."""
+
+    rule_id: str
+    strength: Literal["block", "warn", "info"]
+    status: Literal["fired", "passed", "not_evaluable"]
+    stage: str
+    message: str
+    source: str
+    confidence: str
+    protocol: str | None = None
+
+
+class DoseShown(PlanModel):
+    """How an agent is dosed: a range from the formulary, never a single invented dose."""
+
+    item: str
+    kind: Kind
+    item_class: str
+    low: float | None
+    high: float | None
+    unit: str | None
+    text: str
+    sources: tuple[str, ...] = ()
+    note: str = ""
+
+
+class AssessedProtocol(PlanModel):
+    """Everything the run knows about one protocol. Numbers are means over `objective.n` replicas on common seeds."""
+
+    protocol: Protocol
+    key: str
+    objective: Estimate
+    log_risk: Estimate
+    tumour_log_risk: Estimate
+    toxicity_log_risk: float
+    toxicity_parts: tuple[ToxicityPart, ...]
+    median_survival_months: float | None
+    response: ResponseSummary
+    replicas: tuple[Replica, ...]
+    finalist: bool
+    allowed: bool = Field(description="False when a complete rule blocks the finished protocol")
+    complete: bool = Field(description="has at least one drug and one embolic")
+    default_rank: int | None = Field(description="rank by the default goal's weights among allowed complete protocols")
+    rank: int | None = Field(
+        description="rank by this plan's objective among allowed complete protocols, 1 is best: finalists by means on "
+        "common seeds, then the others by means that are corrected for the seeds they lack"
+    )
+
+    @property
+    def shown_replica(self) -> Replica:
+        """The replica to draw: the one whose objective is nearest to the mean (ties: the lower seed)."""
+        return min(self.replicas, key=lambda r: (abs(r.objective - self.objective.mean), r.seed))
+
+
+class Finalist(PlanModel):
+    """A protocol of the last comparison with what a reader needs to judge it."""
+
+    assessed: AssessedProtocol
+    place: int = Field(description="1 is the chosen protocol")
+    margin: Estimate | None = Field(
+        description="objective minus the chosen one's, paired by seed; None for the chosen one"
+    )
+    margin_interval: tuple[float, float] | None = Field(description="95 % t interval of `margin`")
+    tied_with_chosen: bool
+    doses: tuple[DoseShown, ...]
+    findings: tuple[RuleFinding, ...]
+    survival: SurvivalCurve | None
+    not_evaluable: tuple[str, ...]
+
+
+class TreeNode(PlanModel):
+    """One candidate at one depth of the search tree. The root has depth 0 and no parent."""
+
+    node_id: str
+    parent: str | None
+    phase: Literal["root", "drug", "embolic", "protocol"] = Field(
+        description="`protocol`: whole ones (strategy `exhaustive`)"
+    )
+    depth: int = Field(description="counted over drugs, then embolics: 1 ... H_d + H_e")
+    beam: int | None = Field(default=None, description="index of the beam that held it (strategy `paper`)")
+    protocol: str = Field(description="protocol key")
+    added: str | None = Field(description="item added at this depth; None where the beam stays as it is")
+    objective: float | None = Field(description="mean, corrected for seeds that not all candidates of the depth have")
+    se: float | None
+    n: int
+    status: NodeStatus
+    reason: str
+
+
+class GoalReading(PlanModel):
+    """How the goal text was understood and what it changed."""
+
+    text: str
+    names: tuple[str, ...] = Field(description="recognised goals; ('default',) when none")
+    understood: bool
+    weights: dict[str, float]
+    note: str
+    default_choice: str | None = Field(
+        description="protocol that the default weights would choose among those assessed"
+    )
+    changed: str = Field(description="one sentence: what the goal changed in the choice")
+
+
+class PolicyNote(PlanModel):
+    """An item that the policy proposed or removed, with its reason."""
+
+    item: str
+    kind: Kind
+    kept: bool
+    reason: str
+    rule_id: str | None = None
+
+
+class Origin(PlanModel):
+    """What the numbers come from; shown wherever a number is shown."""
+
+    case_origin: str
+    case_note: str
+    model_origin: str
+    weights_hash: str
+    policy: str
+    policy_is_llm: bool
+    simulated_how: str
+
+
+class Reproduction(PlanModel):
+    """What is needed to get the same plan again."""
+
+    command: str
+    case_id: str
+    case_hash: str
+    seed: int
+    seeds: tuple[int, ...]
+    device: str
+    versions: dict[str, str]
+
+
+class Execution(PlanModel):
+    """What may differ between two runs of the same plan."""
+
+    created: str
+    seconds: float
+    seconds_by_node: dict[str, float]
+    simulated: int
+    from_cache: int
+
+
+class Plan(PlanModel):
+    """The result of a run. `chosen` is None exactly when `blocked` is True."""
+
+    schema_version: Literal[1] = 1
+    case_id: str
+    blocked: bool
+    blocked_by: tuple[RuleFinding, ...]
+    degraded: bool
+    degraded_reason: str | None
+    stopped_early: str | None = Field(description="why the search ended before its horizons (budget, policy), or None")
+    goal: GoalReading
+    settings: dict[str, str | int | float | bool | None]
+    before: Before
+    observation: str
+    proposals: tuple[PolicyNote, ...]
+    chosen: Finalist | None
+    runners_up: tuple[Finalist, ...]
+    ties: tuple[str, ...] = Field(description="protocol keys that can't be told apart from the chosen one")
+    margin: Estimate | None = Field(description="runner-up minus chosen, paired by seed")
+    margin_interval: tuple[float, float] | None
+    confidence: float | None = Field(
+        description="share of bootstrap resamples of the seeds in which the chosen one is best"
+    )
+    confidence_note: str
+    assessed: tuple[AssessedProtocol, ...] = Field(description="best objective first")
+    tree: tuple[TreeNode, ...]
+    rules: tuple[RuleFinding, ...] = Field(
+        description="patient-level findings and every finding that fired in the search"
+    )
+    not_evaluable: tuple[str, ...]
+    not_modelled: tuple[str, ...]
+    explanation: str
+    origin: Origin
+    reproduction: Reproduction
+    simulations: int = Field(description="distinct (protocol, seed) outcomes that the search used")
+    execution: Execution
+    disclaimer: str = DISCLAIMER
+    artifacts: dict[str, str] = Field(description="files of the run folder, relative to it, by what they are")
+
+    @property
+    def finalists(self) -> tuple[Finalist, ...]:
+        """The chosen protocol, then the runners-up."""
+        return (() if self.chosen is None else (self.chosen,)) + self.runners_up
+
+    def to_json(self) -> str:
+        """The text of `plan.json`."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a `plan.json`.
+
+    Raises:
+        RunError: the file is missing, damaged or of another schema version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"There is no plan at {path}: run `mewm plan` first.") from None
+    except (OSError, ValueError) as exc:
+        raise RunError(f"The plan at {path} can't be read ({exc}): run `mewm plan` again.") from exc
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != PLAN_SCHEMA_VERSION:
+        raise RunError(
+            f"The plan at {path} has schema version {version}, this program reads {PLAN_SCHEMA_VERSION}: "
+            "run `mewm plan` again."
+        )
+    return Plan.model_validate(data)

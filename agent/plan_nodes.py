@@ -1,0 +1,338 @@
+"""Nodes from the searched protocols to the plan: finalise, explain, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from agent.assess import assessed_protocols, final_table, finalists, goal_reading, is_complete, margin_of, sureness
+from agent.case_nodes import ask
+from agent.contest import paired, ranking
+from agent.nodes import Nodes, Update, verdicts_of
+from agent.plan import Execution, Finalist, Origin, Plan, PolicyNote, Reproduction, RuleFinding
+from agent.policy import Choice, PlanFacts, RiskFacts
+from agent.search import merge_jobs, parse_key, used
+from agent.search_nodes import strategy_of
+from agent.state import Contest, PlannerState, Verdict
+from agent.trace import Decision
+
+MOST_ROUNDS = 3
+"""How often protocols may join the last comparison because better replicas of the others moved them up."""
+
+NOT_MODELLED = (
+    "Catheter selectivity (selective or lobar injection) and the technique of the session.",
+    "Repeat sessions, and treatments before or after this one.",
+    "Doses: agents are simulated at their usual dose; the ranges are the formulary's.",
+    "Recovery or decline of liver function after treatment, beyond the fixed toxicity term.",
+)
+PACKAGES = ("mewm", "torch", "monai", "langgraph", "numpy")
+
+
+class PlanNodes(Nodes):
+    """finalise, explain, report."""
+
+    def finalise(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        """Judge finished protocols by the complete rules, compare the best with more replicas, and make the plan.
+
+        The node runs until the comparison is settled: as long as a finalist lacks replicas it sends the graph back to
+        simulate, segment and score.
+        """
+        if not state.contest.settled:
+            return self._shortlist(state, runtime)
+        return self._conclude(state, runtime)
+
+    def _shortlist(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        recorder = self.begin("finalise", "Comparing the best protocols", state, runtime)
+        keys = [key for key in state.replicas if is_complete(parse_key(key))]
+        verdicts = dict(state.complete)
+        if new := [key for key in keys if key not in verdicts]:
+            reason = "which finished protocols the rules allow"
+            verdicts.update(verdicts_of(self.check(new, "complete", reason, state, runtime, recorder)))
+        allowed = tuple(key for key in keys if verdicts[key].allowed)
+        update: Update = {"complete": verdicts}
+        contest = state.contest
+        if not state.patient_allowed or not allowed:
+            update["contest"] = contest.model_copy(update={"settled": True})
+            closed = recorder.close(keys, {"allowed": 0}, "no finished protocol is allowed by the rules")
+            return {**update, "jobs": (), "decisions": closed}
+        settings, table = state.settings, state.table
+        order = strategy_of(state).final_order(state.search, table, allowed)[: settings.finalists]
+        seeds = settings.seeds(settings.finalist_replicas)
+        room = settings.budget - used(table)
+        while seeds and sum(job.size for job in merge_jobs(dict.fromkeys(order, seeds), table)) > room:
+            seeds = seeds[:-1]
+        jobs = merge_jobs(dict.fromkeys(order, seeds), table)
+        if jobs and contest.rounds < MOST_ROUNDS:
+            update["contest"] = Contest(finalists=tuple(order), allowed=allowed, seeds=seeds, rounds=contest.rounds + 1)
+            more = sum(job.size for job in jobs)
+            closed = recorder.close(
+                order, {"finalists": order, "more_replicas": more}, f"{len(order)} finalists need {more} more replicas"
+            )
+            return {**update, "jobs": jobs, "decisions": closed}
+        settled = self._settled(state, allowed, order, seeds)
+        closed = recorder.close(
+            order, {"finalists": settled.finalists, "replicas": len(settled.seeds)}, "the comparison is settled"
+        )
+        return {**update, "contest": settled, "jobs": (), "decisions": closed}
+
+    def _settled(
+        self, state: PlannerState, allowed: tuple[str, ...], order: Sequence[str], seeds: tuple[int, ...]
+    ) -> Contest:
+        """The last comparison among those that have all its seeds, best first; the chosen protocol is its head.
+
+        Where the budget left nothing for it, the seeds that all finalists share take its place.
+        """
+        table = state.table
+        full = [key for key in order if seeds and set(seeds) <= set(table[key])]
+        if not full:
+            full = list(order)
+            seeds = tuple(sorted(set.intersection(*(set(table[key]) for key in full))))
+            if not seeds:  # Algorithm 1 simulates every beam with seeds of its own: nothing to pair
+                full, seeds = full[:1], tuple(sorted(table[full[0]]))
+        final = {key: {seed: table[key][seed] for seed in seeds} for key in full}
+        ranked = ranking(final, full)
+        if strategy_of(state).choice_is_fixed():
+            ranked = [full[0], *(key for key in ranked if key != full[0])]
+        return Contest(finalists=tuple(ranked), allowed=allowed, seeds=seeds, rounds=state.contest.rounds, settled=True)
+
+    def _conclude(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        recorder = self.begin("finalise", "Making the plan", state, runtime)
+        plan = self._plan(state)
+        chosen = plan.chosen.assessed.key if plan.chosen else None
+        result = {
+            "chosen": chosen,
+            "objective": None if plan.chosen is None else round(plan.chosen.assessed.objective.mean, 4),
+            "runners_up": [f.assessed.key for f in plan.runners_up],
+            "ties": plan.ties,
+            "confidence": plan.confidence,
+            "blocked_by": [finding.rule_id for finding in plan.blocked_by],
+        }
+        reason = f"lowest mean objective: {chosen}" if chosen else "every protocol is blocked by the rules"
+        closed = recorder.close(
+            {"contest": state.contest, "table": final_table(state, state.contest.finalists)}, result, reason
+        )
+        return {"plan": plan, "decisions": closed}
+
+    def _plan(self, state: PlannerState) -> Plan:
+        services = self.services(state)
+        assert state.reading is not None
+        assert state.case is not None
+        order = list(state.contest.finalists)
+        assessed = {a.key: a for a in assessed_protocols(state, order)}
+        places = finalists(state, order, assessed, services.formulary)
+        difference = None
+        if len(order) > 1:
+            difference = paired(final_table(state, order), order[0], order[1])
+        margin, interval = margin_of(difference)
+        share, note = sureness(state, order) if order else (None, "No protocol was chosen.")
+        models = state.models
+        return Plan(
+            case_id=state.case_id,
+            blocked=not order,
+            blocked_by=() if order else blocked_by(state),
+            degraded=bool(state.degraded),
+            degraded_reason=" ".join(dict.fromkeys(state.degraded)) or None,
+            stopped_early=" ".join(state.search.stops) or None,
+            goal=goal_reading(state.reading, order, assessed),
+            settings=state.settings.model_dump(),
+            before=state.before,
+            observation=state.observation.summary if state.observation else "",
+            proposals=policy_notes(state),
+            chosen=places[0] if places else None,
+            runners_up=places[1:],
+            ties=tuple(f.assessed.key for f in places if f.tied_with_chosen),
+            margin=margin,
+            margin_interval=interval,
+            confidence=share,
+            confidence_note=note,
+            assessed=tuple(assessed.values()),
+            tree=state.search.tree,
+            rules=fired_rules(state),
+            not_evaluable=not_evaluable(state, places),
+            not_modelled=NOT_MODELLED,
+            explanation="" if order else blocked_text(state),
+            origin=Origin(
+                case_origin=state.case.origin,
+                case_note=state.case.origin_note,
+                model_origin=models.origin if models else "nothing was simulated",
+                weights_hash=models.weights_hash if models else "",
+                policy=services.policy.name,
+                policy_is_llm=services.policy.is_llm,
+                simulated_how=models.how if models else "nothing was simulated",
+            ),
+            reproduction=Reproduction(
+                command=services.command,
+                case_id=state.case_id,
+                case_hash=state.case.content_hash,
+                seed=state.settings.seed,
+                seeds=tuple(sorted({row.seed for rows in state.replicas.values() for row in rows})),
+                device=state.settings.device,
+                versions=versions(),
+            ),
+            simulations=sum(len(rows) for rows in state.replicas.values()),
+            execution=execution(state.decisions),
+            artifacts={},
+        )
+
+    def explain(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        """Let the policy say why the plan is what it is. A blocked plan explains itself by its rules."""
+        recorder = self.begin("explain", "Explaining the plan", state, runtime)
+        plan = state.plan
+        assert plan is not None
+        if plan.chosen is None:
+            closed = recorder.close("blocked", {}, "a blocked plan is explained by its rules")
+            return {"decisions": closed}
+        facts = plan_facts(state, plan, plan.chosen)
+        answer, degraded = ask(
+            self.services(state), "explain", facts, lambda policy: policy.explain(facts), lambda _: [], recorder
+        )
+        update: dict[str, object] = {"explanation": answer.text}
+        if degraded:
+            reasons = (*state.degraded, degraded)
+            update |= {"degraded": True, "degraded_reason": " ".join(dict.fromkeys(reasons))}
+        closed = recorder.close(facts, {"characters": len(answer.text)}, "the rationale of the plan")
+        return {"plan": plan.model_copy(update=update), "decisions": closed}
+
+    def report(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
+        """Write what the run leaves: the finalists' volumes and the report."""
+        recorder = self.begin("report", "Writing volumes and report", state, runtime)
+        assert state.plan is not None
+        plan = state.plan.model_copy(update={"execution": execution(state.decisions)})
+        artifacts = self.services(state).publish(plan)
+        closed = recorder.close(plan.chosen.assessed.key if plan.chosen else "blocked", artifacts, "files of the run")
+        return {"plan": plan.model_copy(update={"artifacts": artifacts}), "decisions": closed}
+
+
+def policy_notes(state: PlannerState) -> tuple[PolicyNote, ...]:
+    """What the policy proposed and what was taken out, with reasons."""
+    if state.proposal is None:
+        return ()
+    refinement = state.refinement
+    answer = refinement or state.proposal
+    kept = refinement is not None
+    drugs = {choice.item for choice in (*state.proposal.drugs, *state.proposal.reserve_drugs)}
+    notes = [PolicyNote(item=c.item, kind="drug", kept=kept, reason=c.reason) for c in answer.drugs]
+    notes += [PolicyNote(item=c.item, kind="embolic", kept=kept, reason=c.reason) for c in answer.embolics]
+    if refinement is not None:
+        notes += [
+            PolicyNote(
+                item=removal.item,
+                kind="drug" if removal.item in drugs else "embolic",
+                kept=False,
+                reason=removal.reason,
+                rule_id=removal.rule_id,
+            )
+            for removal in refinement.removed
+        ]
+    return tuple(notes)
+
+
+def _verdicts(state: PlannerState) -> list[Verdict]:
+    return [*state.partial.values(), *state.complete.values()]
+
+
+def _distinct(findings: Sequence[RuleFinding]) -> tuple[RuleFinding, ...]:
+    return tuple({(f.rule_id, f.protocol, f.status, f.message): f for f in findings}.values())
+
+
+def blocked_by(state: PlannerState) -> tuple[RuleFinding, ...]:
+    """The rules that leave no protocol: those on the patient, else those on protocols, one finding for each rule."""
+    fired = [f for f in state.patient if f.status == "fired" and f.strength == "block"]
+    if not fired:
+        fired = [f for v in _verdicts(state) for f in v.findings if f.status == "fired" and f.strength == "block"]
+    return tuple({(f.rule_id, f.message): f for f in fired}.values())
+
+
+def blocked_text(state: PlannerState) -> str:
+    """Why there is no protocol, in one paragraph."""
+    rules = "; ".join(f"{f.message} ({f.rule_id})" for f in blocked_by(state))
+    return f"No protocol of this action set is allowed for this patient, so none is proposed. Rules: {rules}."
+
+
+def fired_rules(state: PlannerState) -> tuple[RuleFinding, ...]:
+    """Findings on the patient, and every finding that fired on a protocol during the search."""
+    fired = [f for verdict in _verdicts(state) for f in verdict.findings if f.status == "fired"]
+    return _distinct([*(f for f in state.patient if f.status != "passed"), *fired])
+
+
+def not_evaluable(state: PlannerState, places: Sequence[Finalist]) -> tuple[str, ...]:
+    """What could not be judged, for the patient and for the finalists."""
+    patient = [f"{f.rule_id}: {f.message}" for f in state.patient if f.status == "not_evaluable"]
+    return tuple(dict.fromkeys([*patient, *(text for place in places for text in place.not_evaluable)]))
+
+
+def execution(decisions: Sequence[Decision]) -> Execution:
+    """Time and cache use, from the decisions so far. Tool calls lie inside their node's time."""
+    by_node: dict[str, float] = {}
+    for decision in decisions:
+        if decision.kind == "node":
+            by_node[decision.node] = by_node.get(decision.node, 0.0) + decision.seconds
+    simulations = [d for d in decisions if d.tool == "simulate_tumor"]
+    cached = sum(d.from_cache or 0 for d in simulations)
+    total = sum(int(d.result.get("outcomes", 0)) for d in simulations)
+    return Execution(
+        created=decisions[0].time if decisions else "",
+        seconds=sum(by_node.values()),
+        seconds_by_node=by_node,
+        simulated=total - cached,
+        from_cache=cached,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def risk_facts(place: Finalist, state: PlannerState) -> RiskFacts:
+    """A finalist's figures as an explanation may use them."""
+    a = place.assessed
+    categories = a.response.mrecist_categories
+    change = a.response.mrecist_change_percent
+    return RiskFacts(
+        protocol=a.key,
+        risk=a.objective.mean,
+        standard_error=a.objective.se,
+        replicas=a.objective.n,
+        tumour_log_risk=a.tumour_log_risk.mean,
+        toxicity_log_risk=a.toxicity_log_risk,
+        median_survival_months=a.median_survival_months,
+        viable_before_ml=state.before.viable_ml,
+        viable_ml=a.response.viable_ml.mean,
+        mrecist_change_percent=change.mean if change else None,
+        mrecist_category=max(categories, key=lambda name: (categories[name], name)) if categories else None,
+    )
+
+
+def plan_facts(state: PlannerState, plan: Plan, chosen: Finalist) -> PlanFacts:
+    """Everything that an explanation may draw on."""
+    assert state.summary is not None
+    assert state.reading is not None
+    kept = state.refinement
+    choices: tuple[Choice, ...] = (*kept.drugs, *kept.embolics) if kept else ()
+    runner = plan.runners_up[0] if plan.runners_up else None
+    return PlanFacts(
+        case=state.summary,
+        goal=state.reading,
+        chosen=risk_facts(chosen, state),
+        choices=tuple(c for c in choices if c.item in chosen.assessed.protocol.items),
+        runner_up=risk_facts(runner, state) if runner else None,
+        margin=plan.margin.mean if plan.margin else None,
+        confidence=plan.confidence,
+        ties=plan.ties,
+        protocols_assessed=len(plan.assessed),
+        simulations=plan.simulations,
+        removed=kept.removed if kept else (),
+        warnings=tuple(f.message for f in chosen.findings if f.status == "fired" and f.strength == "warn"),
+        not_evaluable=plan.not_evaluable,
+        model_origin="real" if plan.origin.model_origin == "real" else "synthetic",
+    )

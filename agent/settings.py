@@ -1,0 +1,64 @@
+"""Settings of one run of the planner; stored in `run.json`, so that a resumed run has the same ones."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.errors import PlanningError
+
+Strategy = Literal["beam", "paper", "exhaustive"]
+
+SEED_STRIDE = 100_000
+"""Seeds of replicas of one run are ``seed * SEED_STRIDE + index``, so that runs of different seeds share no noise."""
+
+
+class PlannerSettings(BaseModel):
+    """Parameters of the search. D, E, T, B and the horizons are those of Algorithm 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Strategy = "beam"
+    drugs: int = Field(default=6, ge=1, description="D: drugs in the action space")
+    embolics: int = Field(default=4, ge=1, description="E: embolics in the action space")
+    replicas: int = Field(default=5, ge=1, description="T: most replicas of a protocol during the search")
+    beams: int = Field(default=5, ge=1, description="B: beams kept after each depth")
+    drug_horizon: int = Field(default=3, ge=1, description="H_d: most drugs in a protocol")
+    embolic_horizon: int = Field(default=2, ge=1, description="H_e: most embolics in a protocol")
+    screening_replicas: int = Field(default=2, ge=1, description="replicas that every candidate gets (at most T)")
+    finalists: int = Field(default=5, ge=1, description="protocols of the last comparison")
+    finalist_replicas: int = Field(default=8, ge=1, description="replicas of each finalist")
+    budget: int = Field(default=1000, ge=24, description="hard cap on simulated outcomes (protocol, seed) of the run")
+    steps: int | None = Field(
+        default=None, ge=1, description="sampler steps of the denoiser; None is the preset's number"
+    )
+    seed: int = Field(default=0, ge=0, le=20_000)
+    actions: Literal["policy", "in_house", "hcc_tace_seg"] = "policy"
+    profile: Literal["eu", "us", "cn"] = "eu"
+    strict: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def screening(self) -> int:
+        """Replicas that every candidate gets: never more than T."""
+        return min(self.screening_replicas, self.replicas)
+
+    def seeds(self, count: int, start: int = 0) -> tuple[int, ...]:
+        """The seeds of replicas `start` to `start + count - 1` of this run."""
+        return tuple(self.seed * SEED_STRIDE + index for index in range(start, start + count))
+
+
+def make_settings(**values: object) -> PlannerSettings:
+    """Settings from loose values, leaving out those that are None.
+
+    Raises:
+        PlanningError: a value is out of its range; the sentence names it.
+    """
+    try:
+        return PlannerSettings.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        msg = f"The setting {name}={first['input']!r} can't be used: {first['msg'].lower()}."
+        raise PlanningError(msg) from exc

@@ -1,0 +1,168 @@
+"""State of the planner graph: typed, checkpointed after every node, free of volumes (artifacts are named by id)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.goal import Goal
+from agent.plan import Before, Plan, PlanModel, Replica, RuleFinding, ToxicityPart
+from agent.policy import CaseSummary, Observation, Proposal, Refinement
+from agent.search import Actions, Job, SearchState
+from agent.settings import PlannerSettings
+from agent.trace import Decision
+
+
+class PlannerInput(BaseModel):
+    """What starts a plan. JSON only, so that a server, a chat tool and the command line can all send it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    case_id: str = Field(description="case that the services of this planner know")
+    goal: str = Field(default="", description="treatment goal in words; may be empty")
+    options: dict[str, Any] = Field(default_factory=dict, description="fields of PlannerSettings")
+
+
+class CaseFacts(PlanModel):
+    """What the planner keeps of the case itself."""
+
+    case_id: str
+    origin: Literal["synthetic", "real"]
+    origin_note: str
+    content_hash: str
+
+
+class Verdict(PlanModel):
+    """What the rules say about one protocol."""
+
+    allowed: bool
+    findings: tuple[RuleFinding, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """The messages of the rules that block it."""
+        blocks = [f for f in self.findings if f.status == "fired" and f.strength == "block"]
+        return "; ".join(f"{f.rule_id}: {f.message}" for f in blocks) or "blocked by a rule on the patient"
+
+
+class PendingOutcome(PlanModel):
+    """A simulated outcome that is on its way through segmentation and scoring."""
+
+    outcome_id: str
+    protocol: str
+    seed: int
+    segmentation_id: str | None = None
+    viable_ml: float | None = None
+
+
+class ProtocolNotes(PlanModel):
+    """What does not depend on the replica."""
+
+    toxicity_parts: tuple[ToxicityPart, ...] = ()
+    not_evaluable: tuple[str, ...] = ()
+
+
+class ModelFacts(PlanModel):
+    """What the tools say about the models behind the numbers."""
+
+    weights_hash: str
+    origin: str
+    how: str
+
+
+class Baseline(PlanModel):
+    """Baseline survival of the survival model: S(t) = survival(t) ** exp(log-risk)."""
+
+    times_months: tuple[float, ...]
+    survival: tuple[float, ...]
+
+
+class Contest(PlanModel):
+    """The last comparison: who takes part, on which seeds, in which round."""
+
+    finalists: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    rounds: int = 0
+    settled: bool = False
+
+
+class PlannerState(BaseModel):
+    """Everything that a resumed run needs. Nodes return partial updates; only `decisions` accumulates."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    case_id: str = ""
+    goal: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    settings: PlannerSettings = PlannerSettings()
+    case: CaseFacts | None = None
+    reading: Goal | None = None
+    summary: CaseSummary | None = None
+    observation: Observation | None = None
+    proposal: Proposal | None = None
+    refinement: Refinement | None = None
+    actions: Actions | None = None
+
+    patient: tuple[RuleFinding, ...] = ()
+    patient_allowed: bool = True
+    partial: dict[str, Verdict] = Field(default_factory=dict, description="protocol key -> partial verdict")
+    complete: dict[str, Verdict] = Field(
+        default_factory=dict, description="protocol key -> verdict on the finished one"
+    )
+
+    search: SearchState = SearchState()
+    jobs: tuple[Job, ...] = ()
+    pending: tuple[PendingOutcome, ...] = ()
+    replicas: dict[str, tuple[Replica, ...]] = Field(
+        default_factory=dict, description="protocol key -> outcomes by seed"
+    )
+    notes: dict[str, ProtocolNotes] = Field(default_factory=dict)
+    before: Before = Before()
+    baseline: Baseline | None = None
+    models: ModelFacts | None = None
+    contest: Contest = Contest()
+
+    degraded: tuple[str, ...] = ()
+    plan: Plan | None = None
+    decisions: Annotated[list[Decision], operator.add] = Field(default_factory=list)
+
+    @property
+    def table(self) -> dict[str, dict[int, float]]:
+        """Objectives: protocol key -> seed -> objective."""
+        return objectives(self.replicas)
+
+
+def objectives(replicas: Mapping[str, tuple[Replica, ...]]) -> dict[str, dict[int, float]]:
+    """The table that the search works on."""
+    return {key: {replica.seed: replica.objective for replica in rows} for key, rows in replicas.items()}
+
+
+STATE_TYPES: tuple[type[BaseModel], ...] = (
+    Actions,
+    Baseline,
+    Before,
+    CaseFacts,
+    CaseSummary,
+    Contest,
+    Decision,
+    Goal,
+    Job,
+    ModelFacts,
+    Observation,
+    PendingOutcome,
+    Plan,
+    PlannerSettings,
+    Proposal,
+    ProtocolNotes,
+    Refinement,
+    Replica,
+    RuleFinding,
+    SearchState,
+    Verdict,
+)
+"""Types that a checkpoint may hold; anything else in a checkpoint file is refused when it is read."""

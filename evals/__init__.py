@@ -1,0 +1,1 @@
+"""Harness: how good the planner is, measured against what is known independently."""

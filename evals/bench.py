@@ -1,0 +1,166 @@
+"""`python -m evals.bench search`: speed of this search against the same search done as the paper's public script does it.
+
+The public script's loop (`loop_like_the_public_script`): B beams that start equal; at every horizon each beam tries every agent that the
+conflict rules allow with T replicas, one simulation at a time in fp32; nothing is reused between beams; networks stay loaded.
+Ours is the `beam` strategy as `mewm plan` runs it. Both use the same weights, sampling steps, T, B, horizons and action set.
+The second loop is the same one at our precision, which separates the gain of reuse and batching from that of bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from agent.events import Planned
+from agent.run import start_run
+from agent.services import make_services
+from agent.settings import PlannerSettings
+from models.engine import Engine, Precision
+from models.phantom.cohort import write_demo_case
+from models.protocol import Kind, Protocol
+from models.toxicity import toxicity
+from tools.check_rules import check_rules
+from tools.workspace import Workspace
+
+SEARCH_NODES = ("expand", "simulate", "segment", "score", "prune")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One search."""
+
+    name: str
+    simulations: int
+    seconds: float
+    chosen: str
+
+    @property
+    def per_simulation_ms(self) -> float:
+        """Milliseconds per simulation."""
+        return 1000.0 * self.seconds / self.simulations
+
+
+def our_search(case: Path, folder: Path, settings: PlannerSettings) -> tuple[Timing, list[str], list[str]]:
+    """The planner on a fresh run folder.
+
+    Returns:
+        Its timing (search nodes with the last comparison, without the report), and the drugs and embolics that were searched.
+    """
+    run = start_run(case, folder, settings)
+    plan = next(event.plan for event in run.execute(make_services) if isinstance(event, Planned))
+    assert plan.chosen is not None
+    seconds = sum(plan.execution.seconds_by_node.get(node, 0.0) for node in (*SEARCH_NODES, "finalise"))
+    drugs, embolics = ([n.item for n in plan.proposals if n.kept and n.kind == kind] for kind in ("drug", "embolic"))
+    return Timing("this search (batched, no repeats)", plan.simulations, seconds, plan.chosen.assessed.key), drugs, embolics
+
+
+def loop_like_the_public_script(
+    case: Path, folder: Path, settings: PlannerSettings, drugs: list[str], embolics: list[str], precision: Precision, console: Console
+) -> Timing:
+    """The paper's search as its public script runs it (see the module's docstring).
+
+    Args:
+        case: Case folder.
+        folder: Empty folder for a workspace; nothing is read back from it.
+        settings: T, B, horizons, steps.
+        drugs: The drugs that our search tried.
+        embolics: The embolics that our search tried.
+        precision: Of the networks.
+        console: For progress.
+    """
+    engine = Engine(settings.device, precision=precision, batch=1)
+    workspace = Workspace({"bench": case}, folder, engine=engine)
+    record = workspace.case("bench").record
+    prepared = workspace.prepared("bench")
+    liver_ml = workspace.liver_ml("bench")
+
+    def risk(protocol: Protocol, seed: int) -> float:
+        outcome = engine.simulate(prepared, [(protocol, seed)], settings.steps)
+        tissue = np.where(prepared.near > 0, engine.segment(outcome[0]), 0).astype(np.uint8)
+        harm = toxicity(protocol, record, prepared.tumour_ml, liver_ml).log_hazard
+        return engine.log_risk(prepared, outcome, [tissue])[0] + harm
+
+    beams: list[tuple[float, Protocol]] = [(float("inf"), Protocol())] * settings.beams
+    horizons: list[tuple[Kind, list[str]]] = [("drug", drugs) for _ in range(settings.drug_horizon)]
+    horizons += [("embolic", embolics) for _ in range(settings.embolic_horizon)]
+    simulations, started = 0, time.perf_counter()
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(f"public loop, {precision}", total=len(horizons) * settings.beams)
+        for depth, (kind, actions) in enumerate(horizons):
+            for index, (score, plan) in enumerate(beams):
+                grown = [plan.with_item(kind, name) for name in actions if name not in plan.items]
+                stage = check_rules("bench", [p.key for p in grown], stage="partial", workspace=workspace).verdicts
+                tried = []
+                for protocol, verdict in zip(grown, stage, strict=True):
+                    if verdict.allowed:
+                        # every beam draws its own noise
+                        seeds = range((depth * settings.beams + index) * settings.replicas, (depth * settings.beams + index + 1) * settings.replicas)
+                        tried.append((float(np.mean([risk(protocol, seed) for seed in seeds])), protocol))
+                        simulations += settings.replicas
+                best = min(tried, key=lambda pair: pair[0], default=(score, plan))
+                if best[0] < score:  # the script appends only what improves on the beam's best so far
+                    beams[index] = best
+                progress.advance(bar)
+            order = sorted(range(len(beams)), key=lambda i: beams[i][0])
+            beams[order[-1]] = beams[order[0]]
+    seconds = time.perf_counter() - started
+    name = "the public script's loop, fp32, one by one" if precision == "fp32" else "the same loop at our precision"
+    return Timing(name, simulations, seconds, min(beams, key=lambda pair: pair[0])[1].key)
+
+
+def bench_search(settings: PlannerSettings, console: Console) -> dict[str, object]:
+    """Runs all three in one process on the demo case and prints the ratios."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        case = write_demo_case(folder / "demo").path
+        ours, drugs, embolics = our_search(case, folder / "run", settings)
+        precisions: list[Precision] = ["fp32"]
+        if Engine(settings.device).precision != "fp32":
+            precisions.append("bf16")
+        loops = [
+            loop_like_the_public_script(case, folder / f"loop-{p}", settings, drugs, embolics, p, console) for p in precisions
+        ]
+    table = Table(title=f"Search at T = {settings.replicas}, B = {settings.beams}, horizons {settings.drug_horizon} + {settings.embolic_horizon}, {len(drugs)} drugs, {len(embolics)} embolics")
+    for column in ("search", "simulations", "seconds", "ms per simulation", "ratio to ours"):
+        table.add_column(column)
+    for timing in (ours, *loops):
+        table.add_row(
+            timing.name, str(timing.simulations), f"{timing.seconds:.1f}", f"{timing.per_simulation_ms:.0f}", f"{timing.seconds / ours.seconds:.1f}"
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"{os.cpu_count()} CPU cores, torch {torch.__version__}, {torch.get_num_threads()} threads, device {settings.device}")
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "searches": [{**t.__dict__, "ratio": t.seconds / ours.seconds} for t in (ours, *loops)],
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("what", choices=["search"])
+    parser.add_argument("--beams", type=int, default=5, help="B")
+    parser.add_argument("--replicas", type=int, default=5, help="T")
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    arguments = parser.parse_args()
+    result = bench_search(PlannerSettings(beams=arguments.beams, replicas=arguments.replicas), Console())
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""DICOM CT: finding the series, and the phases within one, in a folder.
+
+What belongs together is told by identifiers, positions and acquisition numbers, never by file names or their order.
+Header text is data of unknown origin: it is compared, never shown, never stored. `models.dicom_stack` makes a volume.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from models.errors import VolumeError
+from models.volume import limits
+
+_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+_OTHER_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2.1": "enhanced (multi-frame) CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR image",
+    "1.2.840.10008.5.1.4.1.1.66.4": "segmentation object",
+    "1.2.840.10008.5.1.4.1.1.7": "secondary capture",
+    "1.2.840.10008.5.1.4.1.1.481.3": "structure set",
+    "1.2.840.10008.5.1.4.1.1.128": "PET image",
+    "1.2.840.10008.1.3.10": "DICOMDIR",
+}
+_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "PatientIdentityRemoved",
+    "StudyDate", "SeriesDate", "AcquisitionDate", "SeriesNumber", "AcquisitionNumber", "AcquisitionTime",
+    "InstanceNumber", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
+]  # fmt: skip
+POSITION_MM = 0.01  # two slices closer than this stand at the same place
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the header of one CT slice says, and where its pixels are."""
+
+    path: Path
+    sop_uid: str
+    series_uid: str
+    patient: str
+    patient_words: tuple[str, ...]
+    date: datetime.date | None
+    series_number: int
+    acquisition: int | None
+    time: str
+    instance: int
+    position: tuple[float, ...]
+    direction: tuple[float, ...]
+    pixel_mm: tuple[float, ...]
+    rows: int
+    columns: int
+
+    @property
+    def height(self) -> float:
+        """Position along the stacking direction, mm."""
+        normal = np.cross(self.direction[:3], self.direction[3:])
+        return float(np.dot(self.position, normal))
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The slices of one phase of one CT series, sorted along the body.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        part, parts: which of how many phases that the series holds; 1 of 1 for an ordinary series.
+        patient: number of the patient within the folder, from 1.
+        day: days since the first study of that patient in the folder; None where no date is given.
+    """
+
+    uid: str
+    part: int
+    parts: int
+    patient: int
+    day: int | None
+    slices: tuple[Slice, ...] = field(repr=False)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Pixel sides and the median slice distance, mm."""
+        heights = [s.height for s in self.slices]
+        return self.slices[0].pixel_mm[1], self.slices[0].pixel_mm[0], float(np.median(np.diff(heights)))
+
+
+@dataclass(frozen=True)
+class DicomFolder:
+    """The CT series of a folder and a count of everything else in it."""
+
+    series: tuple[DicomSeries, ...]
+    other: dict[str, int]
+    patient_words: frozenset[str]
+
+    def describe_other(self) -> str:
+        """For example ``3 segmentation objects, 2 other files``; ``nothing`` for an empty folder."""
+        parts = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in sorted(self.other.items())]
+        return ", ".join(parts) or "nothing"
+
+
+@contextmanager
+def untrusted_headers() -> Iterator[None]:
+    """Odd header values are read as they are; each value that matters is checked here."""
+    with pydicom.config.disable_value_validation():
+        yield
+
+
+def find_series(folder: Path | str) -> DicomFolder:
+    """Find every CT series, and every phase within one, in a folder and below it.
+
+    Args:
+        folder: one series, one study, or a patient folder as an archive's downloader writes it.
+
+    Returns:
+        Series sorted by patient, day, series number and phase.
+
+    Raises:
+        VolumeError: the folder can't be read, or a CT slice lacks its geometry.
+    """
+    folder = Path(folder)
+    other: Counter[str] = Counter()
+    by_series: dict[str, dict[str, Slice]] = defaultdict(dict)
+    words: set[str] = set()
+    with untrusted_headers():
+        for path in _files(folder):
+            found = _read_header(path)
+            if isinstance(found, str):
+                other[found] += 1
+            else:
+                by_series[found.series_uid].setdefault(found.sop_uid, found)  # the same slice twice counts once
+                words.update(found.patient_words)
+    patients = {name: n for n, name in enumerate(sorted({_one(s).patient for s in by_series.values()}), start=1)}
+    first_day: dict[str, datetime.date] = {}
+    for slices in by_series.values():
+        one = _one(slices)
+        if one.date is not None:
+            first_day[one.patient] = min(one.date, first_day.get(one.patient, one.date))
+    series: list[tuple[tuple[Any, ...], DicomSeries]] = []
+    for uid, slices in by_series.items():
+        one = _one(slices)
+        day = None if one.date is None else (one.date - first_day[one.patient]).days
+        groups = [g for g in _split_phases(list(slices.values())) if len(g) >= limits().min_voxels_per_axis]
+        if not groups:
+            other["CT series of a few slices"] += 1
+        for part, group in enumerate(groups, start=1):
+            entry = DicomSeries(uid, part, len(groups), patients[one.patient], day, tuple(group))
+            order = (entry.patient, day is None, day or 0, one.series_number, uid, part)
+            series.append((order, entry))
+    return DicomFolder(tuple(s for _, s in sorted(series, key=lambda pair: pair[0])), dict(other), frozenset(words))
+
+
+def _one(slices: dict[str, Slice]) -> Slice:
+    return slices[min(slices)]
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise VolumeError(f"There is no folder {folder}; check the path.")
+
+    def refuse(error: OSError) -> None:
+        raise VolumeError(f"The folder {error.filename} can't be read: {error.strerror}.") from error
+
+    return sorted(
+        Path(root) / name
+        for root, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+def _read_header(path: Path) -> Slice | str:
+    """The header of a CT slice, or what else the file is."""
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+    except InvalidDicomError:
+        return "NIfTI file" if path.name.endswith((".nii", ".nii.gz")) else "other file"
+    except OSError as error:
+        raise VolumeError(f"{path} can't be read: {error.strerror or error}.") from error
+    except (ValueError, EOFError, KeyError, TypeError, NotImplementedError):  # what damaged DICOM makes pydicom raise
+        return "damaged DICOM file"
+    kind = str(header.get("SOPClassUID", ""))
+    if kind != _CT_IMAGE:
+        return _OTHER_CLASSES.get(kind, "other DICOM object")
+    if "LOCALIZER" in [str(part).upper() for part in _many(header.get("ImageType"))]:
+        return "localizer image"
+    try:
+        position = _floats(header.get("ImagePositionPatient"), 3)
+        direction = _floats(header.get("ImageOrientationPatient"), 6)
+        pixel_mm = _floats(header.get("PixelSpacing"), 2)
+        rows, columns = int(header.get("Rows")), int(header.get("Columns"))
+    except (TypeError, ValueError) as error:
+        raise VolumeError(
+            f"The CT slice {path} does not state its position, direction or pixel size; export the series again."
+        ) from error
+    axes = np.array(direction).reshape(2, 3)
+    if min(pixel_mm) <= 0 or not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
+        raise VolumeError(f"The CT slice {path} states an impossible direction or pixel size; export the series again.")
+    removed = str(header.get("PatientIdentityRemoved", "")).upper() == "YES"
+    identity = f"{header.get('PatientID', '')}^{header.get('PatientName', '')}"
+    return Slice(
+        path=path,
+        sop_uid=str(header.get("SOPInstanceUID", path)),
+        series_uid=str(header.get("SeriesInstanceUID", "")),
+        patient=str(header.get("PatientID", "")),
+        patient_words=() if removed else tuple(w for w in identity.lower().replace(" ", "^").split("^") if len(w) > 2),
+        date=next((d for d in map(_date, _dates(header)) if d is not None), None),
+        series_number=_int(header.get("SeriesNumber")) or 0,
+        acquisition=_int(header.get("AcquisitionNumber")),
+        time=str(header.get("AcquisitionTime", "") or ""),
+        instance=_int(header.get("InstanceNumber")) or 0,
+        position=position,
+        direction=direction,
+        pixel_mm=pixel_mm,
+        rows=rows,
+        columns=columns,
+    )
+
+
+def _dates(header: pydicom.Dataset) -> Iterable[object]:
+    return (header.get(tag) for tag in ("StudyDate", "SeriesDate", "AcquisitionDate"))
+
+
+def _date(value: object) -> datetime.date | None:
+    try:
+        return datetime.datetime.strptime(str(value or "").strip(), "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def _many(value: object) -> Sequence[object]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _int(value: object) -> int | None:
+    try:
+        return int(str(value))
+    except ValueError:
+        return None
+
+
+def _floats(value: object, n: int) -> tuple[float, ...]:
+    numbers = tuple(float(str(v)) for v in _many(value))
+    if len(numbers) != n or not np.isfinite(numbers).all():
+        raise ValueError(f"not {n} numbers")
+    return numbers
+
+
+def _split_phases(slices: list[Slice]) -> list[list[Slice]]:
+    """Tell apart phases that were stored in one series; each comes back sorted along the body.
+
+    Slices that never stand at the same place twice are one volume. Otherwise the first of acquisition number,
+    acquisition time and storage order that splits them into groups without repetition decides; if none does, the series
+    comes back whole, and `dicom_stack.read_series` says what is wrong with it.
+    """
+    ordered = sorted(slices, key=lambda s: (s.height, s.acquisition or 0, s.time, s.instance, s.sop_uid))
+    if not _overlap(ordered):
+        return [ordered]
+    candidates = [_grouped(ordered, lambda s: s.acquisition), _grouped(ordered, lambda s: s.time), _runs(ordered)]
+    for groups in candidates:
+        if len(groups) > 1 and all(len(g) >= limits().min_voxels_per_axis and not _repeats(g) for g in groups):
+            return groups
+    return [ordered]
+
+
+def _overlap(ordered: list[Slice]) -> bool:
+    """Whether places repeat, or acquisitions that cover the same range interleave."""
+    if _repeats(ordered):
+        return True
+    groups = [g for g in _grouped(ordered, lambda s: s.acquisition) if len(g) >= limits().min_voxels_per_axis]
+    for i, one in enumerate(groups):
+        for two in groups[i + 1 :]:
+            shared = min(one[-1].height, two[-1].height) - max(one[0].height, two[0].height)
+            shorter = min(one[-1].height - one[0].height, two[-1].height - two[0].height)
+            if shared > 0.5 * shorter:
+                return True
+    return False
+
+
+def _repeats(ordered: list[Slice]) -> bool:
+    return any(b.height - a.height < POSITION_MM for a, b in itertools.pairwise(ordered))
+
+
+def _grouped(ordered: list[Slice], key: Callable[[Slice], object]) -> list[list[Slice]]:
+    """Groups by a header value, the earliest acquired first; each keeps the order along the body."""
+    groups: dict[object, list[Slice]] = defaultdict(list)
+    for one in ordered:
+        groups[key(one)].append(one)
+    return sorted(groups.values(), key=lambda g: min((s.time, s.acquisition or 0, s.instance) for s in g))
+
+
+def _runs(ordered: list[Slice]) -> list[list[Slice]]:
+    """Runs in the order of storage; a new one begins where a place comes again."""
+    runs: list[list[Slice]] = [[]]
+    seen: set[int] = set()
+    for one in sorted(ordered, key=lambda s: (s.instance, s.sop_uid)):
+        place = round(one.height / POSITION_MM / 2)
+        if place in seen:
+            runs.append([])
+            seen = set()
+        seen.add(place)
+        runs[-1].append(one)
+    return [sorted(run, key=lambda s: s.height) for run in runs]
+
+
+def rebase_days(series: Sequence[DicomSeries]) -> tuple[DicomSeries, ...]:
+    """The same series with days counted from the earliest of them."""
+    days = [s.day for s in series if s.day is not None]
+    return tuple(s if s.day is None else replace(s, day=s.day - min(days)) for s in series)

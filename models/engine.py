@@ -1,0 +1,432 @@
+"""Engine: the only place that knows the device. It simulates, segments and scores in fixed, padded batches.
+
+Every network call sees a batch of the same size, filled up with copies of its last entry. A result therefore depends
+neither on what is computed beside it nor on its place in the batch, bit for bit on the same device: a resumed run is
+the same run. The noise of a simulation depends on case, patch and seed only, so that protocols are compared under
+common random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.clinical_record import ClinicalRecord
+from models.errors import InputError, TransientToolError, WeightsError
+from models.networks.action import encode_protocols
+from models.networks.denoiser import sample
+from models.networks.precision import autocast, supports_bf16
+from models.networks.record_vector import record_vector
+from models.patch import (
+    HIGHEST_HU,
+    OUTSIDE_HU,
+    Lesions,
+    Patch,
+    crop,
+    crop_lesions,
+    feather,
+    lesion_components,
+    plan_patches,
+)
+from models.patch import voxel_ml as voxel_ml_of
+from models.protocol import Protocol
+from models.response import VIABLE, criteria, nearest_lesion
+from models.volume import Volume
+from models.weights import WorldModel, load_world_model
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "bf16", "fp32"]
+Job = tuple[Protocol, int]
+
+BATCH = 8
+REFERENCE_SPACING_MM = 1.5  # the networks' inputs count voxel sizes as log2(spacing / 1.5 mm)
+COARSEST = 3.0  # times the finest spacing: what the networks were trained for
+_KEPT_CASES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What is computed once per case. L patches of S voxels along each edge.
+
+    Attributes:
+        key: identity of case and record; seeds the noise.
+        patches: the L patches.
+        lesions: the tumour taken apart, on the case grid.
+        lesion_ml: volumes of the lesions in ml, on the case grid.
+        pre: (L, S, S, S) float32 HU.
+        numbers: (L, S, S, S) lesion numbers inside the original tumour, 0 outside.
+        near: (L, S, S, S) number of the nearest lesion within `neighbourhood_mm`, 0 elsewhere.
+        own: (L, S, S, S) as `near`, for the lesions that the patch simulates only: every lesion occurs in one patch.
+        weight: (L, S, S, S) feather, 1 inside the tumour, 0 far from it.
+        tissue: (L, S, S, S) uint8 classes before treatment, 0 outside `near`.
+        decoded: (L, S, S, S) float32 HU, the patch as the autoencoder reproduces it.
+        latent: (L, C, s, s, s) latents before treatment.
+        mask: (L, 1, s, s, s) share of tumour in each latent cell.
+        tokens: (L, T, D) tokens of the survival network before treatment.
+        record: (R,) record vector.
+    """
+
+    key: str
+    patches: tuple[Patch, ...]
+    lesions: Lesions
+    pre: NDArray[np.float32]
+    numbers: NDArray[np.int16]
+    near: NDArray[np.int32]
+    own: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    tissue: NDArray[np.uint8]
+    decoded: NDArray[np.float32]
+    latent: Tensor
+    mask: Tensor
+    tokens: Tensor
+    record: Tensor
+
+    @property
+    def lesion_ml(self) -> tuple[float, ...]:
+        """Volume of each lesion in ml."""
+        return self.lesions.volumes_ml
+
+    @property
+    def tumour_ml(self) -> float:
+        """Volume of all lesions in ml."""
+        return sum(self.lesions.volumes_ml)
+
+    @property
+    def support(self) -> NDArray[np.bool_]:
+        """(L, S, S, S) where a simulation can differ from the CT before treatment."""
+        return self.weight > 0
+
+
+class Engine:
+    """Batched inference with one world model on one device. One instance per process."""
+
+    def __init__(
+        self,
+        device: Device = "auto",
+        weights: Path | None = None,
+        *,
+        model: WorldModel | None = None,
+        precision: Precision = "auto",
+        batch: int = BATCH,
+    ) -> None:
+        """Loads the weights.
+
+        Args:
+            device: "auto" takes CUDA where torch sees it.
+            weights: folder of a weight bundle; None is the shipped one.
+            model: networks that are loaded already (tests, ablations), in place of `weights`.
+            precision: "auto" is bfloat16 where the device computes it natively.
+            batch: size of every network call; part of what makes results reproducible.
+
+        Raises:
+            InputError: CUDA is asked for but torch does not see it.
+            WeightsError: weights missing or damaged.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("The device 'cuda' was asked for but torch sees no CUDA device: use --device cpu.")
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, not {batch}")
+        self.batch = batch
+        self.precision = ("bf16" if supports_bf16(self.device) else "fp32") if precision == "auto" else precision
+        if self.device == "cuda":
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+        self.model = model if model is not None else load_world_model(weights, self.device)
+        self._kept: OrderedDict[str, Prepared] = OrderedDict()
+
+    @property
+    def weights_hash(self) -> str:
+        """Short hash of the weights."""
+        return self.model.weights_hash
+
+    @property
+    def origin(self) -> str:
+        """What the weights were trained on: "synthetic", "real" or "untrained"."""
+        return self.model.origin
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset."""
+        return self.model.preset.name
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps of the preset."""
+        return self.model.preset.denoiser.steps
+
+    def prepare(
+        self, volume: Volume, labels: NDArray[np.generic], record: ClinicalRecord, key: str | None = None
+    ) -> Prepared:
+        """Plans the patches of a case and runs the part of the networks that no protocol changes. Kept for the last
+        cases.
+
+        Args:
+            volume: CT before treatment.
+            labels: (X, Y, Z) labels on its grid.
+            record: clinical record.
+            key: content hash of the case; None hashes the other arguments.
+
+        Raises:
+            MaskError: no tumour, or one that is too large.
+            TransientToolError: out of memory.
+        """
+        key = key or _content_key(volume, labels, record)
+        if (found := self.prepared(key)) is not None:
+            return found
+        preset = self.model.preset
+        lesions = lesion_components(labels, volume.affine)
+        patches = plan_patches(
+            labels, volume.affine, preset.size, preset.spacing_mm, COARSEST * preset.spacing_mm, lesions=lesions
+        )
+        pre = np.stack([crop(volume, patch) for patch in patches])
+        numbers = np.stack([crop_lesions(lesions, volume.affine, patch) for patch in patches])
+        spacings = [(patch.spacing_mm,) * 3 for patch in patches]
+        reach = criteria().neighbourhood_mm
+        near = np.stack([nearest_lesion(n, spacing, reach) for n, spacing in zip(numbers, spacings, strict=True)])
+        own = np.stack([np.where(np.isin(n, p.lesions), n, 0) for n, p in zip(near, patches, strict=True)])
+        weight = np.stack([feather(n, patch.affine) for n, patch in zip(numbers, patches, strict=True)])
+        unit = self._unit(pre)
+        tumour = torch.from_numpy((numbers > 0).astype(np.float32))[:, None]
+        latent = self._batched(self.model.autoencoder.encode, [unit])
+        prepared = Prepared(
+            key=key,
+            patches=tuple(patches),
+            lesions=lesions,
+            pre=pre,
+            numbers=numbers,
+            near=near,
+            own=own,
+            weight=weight,
+            tissue=np.where(near > 0, self.segment(pre), 0).astype(np.uint8),
+            decoded=self._hu(self._batched(self.model.autoencoder.decode, [latent])),
+            latent=latent,
+            mask=torch.nn.functional.avg_pool3d(tumour, preset.downsampling),
+            tokens=self._batched(self.model.survival.encode_pre, [torch.cat([unit, tumour], dim=1)], exact=True),
+            record=torch.from_numpy(record_vector(record)),
+        )
+        self._kept[key] = prepared
+        while len(self._kept) > _KEPT_CASES:
+            self._kept.popitem(last=False)
+        return prepared
+
+    def prepared(self, key: str) -> Prepared | None:
+        """The case that was prepared under this key, where it is still kept."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def simulate_differences(
+        self, prepared: Prepared, jobs: Sequence[Job], steps: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.int16]]]:
+        """Simulates jobs and yields each as soon as its patches are done.
+
+        Args:
+            prepared: the case.
+            jobs: (protocol, seed) pairs.
+            steps: sampling steps; None takes the preset's.
+
+        Yields:
+            (position in `jobs`, difference): (L, S, S, S) int16 HU, decoded after minus decoded before, 0 outside the
+            feather.
+
+        Raises:
+            TransientToolError: out of memory.
+        """
+        if not jobs:
+            return
+        count = len(prepared.patches)
+        actions, texts = encode_protocols([protocol for protocol, _ in jobs], self.model.text_encoder)
+        spacing = torch.tensor([math.log2(patch.spacing_mm / REFERENCE_SPACING_MM) for patch in prepared.patches])
+        slots = [(job, patch) for job in range(len(jobs)) for patch in range(count)]
+        support = prepared.support
+        pending: dict[int, list[NDArray[np.int16]]] = {}
+        for start in range(0, len(slots), self.batch):
+            part = slots[start : start + self.batch]
+            job = [entry[0] for entry in part]
+            patch = [entry[1] for entry in part]
+            noise = torch.stack([self._noise(prepared, p, jobs[j][1]) for j, p in part])
+            inputs = [noise, prepared.latent[patch], prepared.mask[patch], actions[job], texts[job], spacing[patch]]
+
+            def draw(*tensors: Tensor) -> Tensor:
+                latent = sample(self.model.denoiser, *tensors, steps=steps)
+                return self.model.autoencoder.decode(latent)
+
+            decoded = self._hu(self._batched(draw, inputs))
+            for (j, p), after in zip(part, decoded, strict=True):
+                change = np.where(support[p], after - prepared.decoded[p], 0.0)
+                pending.setdefault(j, []).append(np.rint(change).astype(np.int16))
+                if len(pending[j]) == count:
+                    yield j, np.stack(pending.pop(j))
+
+    def composite(self, prepared: Prepared, difference: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The simulated CT patches: before + feather * difference, (L, S, S, S) int16 HU."""
+        after = prepared.pre + prepared.weight * difference.astype(np.float32)
+        result: NDArray[np.int16] = np.rint(np.clip(after, OUTSIDE_HU, HIGHEST_HU)).astype(np.int16)
+        return result
+
+    def simulate(self, prepared: Prepared, jobs: Sequence[Job], steps: int | None = None) -> list[NDArray[np.int16]]:
+        """Simulated CT patches of each job, (L, S, S, S) int16 HU; see `simulate_differences`."""
+        return [self.composite(prepared, d) for _, d in sorted(self.simulate_differences(prepared, jobs, steps))]
+
+    def segment(self, patches: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Tissue classes (0 other, 1 liver, 2 viable, 3 necrotic, 4 oil) of CT patches (N, S, S, S) in HU.
+
+        Raises:
+            TransientToolError: out of memory.
+        """
+
+        def classes(x: Tensor) -> Tensor:
+            logits: Tensor = self.model.segmenter(x)
+            return logits.argmax(dim=1).to(torch.uint8)
+
+        result: NDArray[np.uint8] = self._batched(classes, [self._unit(patches)]).numpy()
+        return result
+
+    def log_risk(
+        self,
+        prepared: Prepared,
+        outcomes: Sequence[NDArray[np.int16]],
+        segmentations: Sequence[NDArray[np.uint8]],
+    ) -> list[float]:
+        """The network's log hazard of each outcome (the tumour's share; toxicity comes on top).
+
+        The burden is that of the whole case: viable ml of all lesions after, tumour ml before, number of lesions. A
+        case with several patches gets the mean over its patches, weighted by the tumour volume that each simulates.
+
+        Args:
+            prepared: the case.
+            outcomes: simulated CT patches (L, S, S, S) of each outcome.
+            segmentations: tissue classes (L, S, S, S) of each outcome.
+        """
+        count = len(prepared.patches)
+        volumes = [sum(prepared.lesion_ml[n - 1] for n in patch.lesions) for patch in prepared.patches]
+        share = np.array(volumes) / sum(volumes)
+        spacing = [math.log2(patch.spacing_mm / REFERENCE_SPACING_MM) for patch in prepared.patches]
+        slots = [(outcome, patch) for outcome in range(len(outcomes)) for patch in range(count)]
+        viable = [self._viable_ml(prepared, tissue) for tissue in segmentations]
+        risks = np.zeros((len(outcomes), count))
+        for start in range(0, len(slots), self.batch):
+            part = slots[start : start + self.batch]
+            patch = [p for _, p in part]
+            image = self._unit(np.stack([outcomes[o][p] for o, p in part]))
+            alive = np.stack([(segmentations[o][p] == VIABLE) & (prepared.near[p] > 0) for o, p in part])
+            burden = [
+                [math.log1p(viable[o]), math.log1p(prepared.tumour_ml), float(prepared.lesions.count), spacing[p]]
+                for o, p in part
+            ]
+            inputs = [
+                prepared.tokens[patch],
+                torch.cat([image, torch.from_numpy(alive.astype(np.float32))[:, None]], dim=1),
+                torch.tensor(burden, dtype=torch.float32),
+                prepared.record.expand(len(part), -1),
+            ]
+            values = self._batched(self.model.survival, inputs, exact=True).tolist()
+            for (o, p), value in zip(part, values, strict=True):
+                risks[o, p] = value
+        return [float(np.dot(row, share)) for row in risks]
+
+    def survival_curve(self, log_risk: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Months and survival at a total log hazard: baseline ** exp(log_risk).
+
+        Raises:
+            WeightsError: the weights carry no baseline.
+        """
+        baseline = self.model.baseline
+        if baseline is None:
+            raise WeightsError("The weights carry no survival baseline: train and export them with `mewm train all`.")
+        return baseline.times_months, survival_at(baseline.survival, log_risk)
+
+    def _viable_ml(self, prepared: Prepared, tissue: NDArray[np.uint8]) -> float:
+        alive = (tissue == VIABLE) & (prepared.own > 0)
+        return sum(
+            float(mask.sum()) * voxel_ml_of(patch.affine) for mask, patch in zip(alive, prepared.patches, strict=True)
+        )
+
+    def _noise(self, prepared: Prepared, patch: int, seed: int) -> Tensor:
+        """Standard normal noise of one (case, patch, seed), the same for every protocol and on every device."""
+        digest = hashlib.sha256(f"{prepared.key}:{patch}:{seed}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.randn(prepared.latent.shape[1:], generator=generator)
+
+    def _unit(self, hu: NDArray[np.generic]) -> Tensor:
+        """HU (N, S, S, S) -> (N, 1, S, S, S) in [-1, 1] over the preset's window."""
+        low, high = self.model.preset.hu_window
+        scaled = (torch.from_numpy(np.asarray(hu, dtype=np.float32)) - low) * (2.0 / (high - low)) - 1.0
+        unit: Tensor = scaled.clamp(-1.0, 1.0)[:, None]
+        return unit
+
+    def _hu(self, unit: Tensor) -> NDArray[np.float32]:
+        """(N, 1, S, S, S) in [-1, 1] -> HU (N, S, S, S)."""
+        low, high = self.model.preset.hu_window
+        result: NDArray[np.float32] = ((unit[:, 0] + 1.0) * (0.5 * (high - low)) + low).numpy()
+        return result
+
+    def _batched(self, network: Callable[..., Tensor], inputs: Sequence[Tensor], *, exact: bool = False) -> Tensor:
+        """Runs a network over the first axis in batches of exactly `batch`; the result lies on the CPU.
+
+        Args:
+            network: what to run.
+            inputs: tensors with the same first axis.
+            exact: float32 even where the engine computes in bfloat16. A risk needs it: bfloat16 has steps of 0.008
+                near 1, as large as the differences between protocols.
+        """
+        half = self.precision == "bf16" and not exact
+        total = inputs[0].shape[0]
+        results = []
+        with _device_errors(self.device), torch.inference_mode(), autocast(self.device, half):
+            for start in range(0, total, self.batch):
+                part = [tensor[start : start + self.batch] for tensor in inputs]
+                missing = self.batch - part[0].shape[0]
+                if missing:
+                    part = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in part]
+                out = network(*[tensor.contiguous().to(self.device) for tensor in part])
+                results.append(out[: self.batch - missing].cpu())
+        return torch.cat(results)
+
+
+def survival_at(baseline: Sequence[float], log_risk: float) -> tuple[float, ...]:
+    """Proportional hazards: each baseline survival to the power of exp(log_risk)."""
+    power = math.exp(min(log_risk, 50.0))
+    return tuple(float(s) ** power for s in baseline)
+
+
+def median_survival(times_months: Sequence[float], survival: Sequence[float]) -> float | None:
+    """The first time at which survival is at most one half, or None where it stays above."""
+    return next((float(t) for t, s in zip(times_months, survival, strict=True) if s <= 0.5), None)
+
+
+@contextmanager
+def _device_errors(device: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        torch.cuda.empty_cache()
+        raise TransientToolError(
+            f"The device '{device}' ran out of memory: free it, or run with --device cpu."
+        ) from exc
+    except MemoryError as exc:
+        raise TransientToolError("The machine ran out of memory: close other programs and resume the run.") from exc
+    except RuntimeError as exc:
+        if "DefaultCPUAllocator" not in str(exc):
+            raise
+        raise TransientToolError("The machine ran out of memory: close other programs and resume the run.") from exc
+
+
+def _content_key(volume: Volume, labels: NDArray[np.generic], record: ClinicalRecord) -> str:
+    total = hashlib.sha256(np.ascontiguousarray(volume.data).tobytes())
+    total.update(np.ascontiguousarray(volume.affine, dtype=np.float64).tobytes())
+    total.update(np.ascontiguousarray(labels).tobytes())
+    total.update(record.model_dump_json().encode())
+    return total.hexdigest()

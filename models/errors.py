@@ -1,0 +1,71 @@
+"""The one error hierarchy: every failure that a user can cause or mend is a `MewmError`.
+
+The message is one sentence for the person who reads it: what is wrong, what was found, what to do. The command line prints
+it and exits with `exit_code`; anything that is not a `MewmError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class MewmError(Exception):
+    """Base of every error with a sentence for the user."""
+
+    exit_code: int = 1
+
+
+class InputError(MewmError):
+    """Something that the user handed in can't be used."""
+
+    exit_code = 2
+
+
+class UnknownItemError(InputError):
+    """A drug or embolic that no formulary knows."""
+
+
+class VolumeError(InputError):
+    """An image that is not a usable CT volume in HU."""
+
+
+class MaskError(InputError):
+    """A label volume that does not fit its image, or that marks no tumour."""
+
+
+class SeriesChoiceError(InputError):
+    """A folder holds several series or phases and the user has to choose one."""
+
+
+class RecordError(InputError):
+    """A clinical record with an unknown field, a missing unit or an impossible value."""
+
+
+class CaseError(InputError):
+    """A case folder that is missing, damaged, of another schema version, or changed since it was read."""
+
+
+class WeightsError(MewmError):
+    """Model weights that are missing, damaged or of another preset."""
+
+    exit_code = 3
+
+
+class RunError(MewmError):
+    """A run folder that can't be written, is of another version, or belongs to another case."""
+
+    exit_code = 4
+
+
+class ToolError(MewmError):
+    """A tool was called with arguments that it can't serve."""
+
+    exit_code = 5
+
+
+class TransientToolError(ToolError):
+    """A device hiccup (out of memory, lost device): the node's retry policy may try once more."""
+
+
+class PlanningError(MewmError):
+    """The search can't go on (empty action set, no budget)."""
+
+    exit_code = 6

@@ -1,0 +1,109 @@
+"""Denoiser: action-conditioned 3D U-Net on latents, trained and sampled as a rectified flow.
+
+Path: z_t = (1 - t) * noise + t * z_post, so the velocity is z_post - noise and sampling integrates t from 0 to 1. The
+pre-treatment latent, the tumour mask and the action are concatenated to the noisy latent (as in the paper); the action
+and the voxel size also shift every residual block beside the time, at no cost.
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor, nn
+
+from models.networks.action import ActionEncoder
+from models.networks.preset import DenoiserPreset
+
+TIME_SCALE = 1000.0  # MONAI's sinusoidal embedding expects steps of this range
+
+
+class Denoiser(nn.Module):
+    """Velocity of the flow from noise to the post-treatment latent."""
+
+    def __init__(self, preset: DenoiserPreset, latent_channels: int) -> None:
+        """Args: preset: sizes. latent_channels: of the autoencoder."""
+        super().__init__()
+        self.preset = preset
+        self.latent_channels = latent_channels
+        self.action_encoder = ActionEncoder(preset)
+        self.unet = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=2 * latent_channels + 1 + preset.action_dim,
+            out_channels=latent_channels,
+            channels=preset.channels,
+            num_res_blocks=preset.res_blocks,
+            attention_levels=preset.attention,
+            num_head_channels=preset.head_channels,
+            norm_num_groups=preset.norm_groups,
+            num_class_embeds=1,
+        )
+        time_dim = 4 * preset.channels[0]
+        # MONAI adds a "class" embedding to that of the time; ours is the action and the voxel size instead of a class.
+        self.unet.class_embedding = nn.Sequential(
+            nn.Linear(preset.action_dim + 1, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
+        )
+
+    def forward(
+        self, z_t: Tensor, t: Tensor, z_pre: Tensor, mask: Tensor, action: Tensor, text: Tensor, log2_spacing: Tensor,
+        keep: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Predict the velocity.
+
+        Args:
+            z_t: noisy latent (N, C, s, s, s).
+            t: (N,) in [0, 1]; 0 is noise, 1 is the post-treatment latent.
+            z_pre: pre-treatment latent (N, C, s, s, s).
+            mask: original tumour (N, 1, s, s, s), share of each cell in [0, 1].
+            action: (N, 18, 3) from `models.networks.action.action_vector`.
+            text: (N, text_dim) from `models.networks.action.text_vector`.
+            log2_spacing: (N,) log2(voxel edge in mm / 1.5).
+            keep: (N,) bool, False hides the action (guidance training and sampling); None keeps all.
+
+        Returns:
+            Velocity (N, C, s, s, s), float32.
+        """
+        tau = self.action_encoder(action, text, keep)
+        spread = tau[:, :, None, None, None].expand(-1, -1, *z_t.shape[2:])
+        x = torch.cat([z_t, z_pre, mask, spread.to(z_t.dtype)], dim=1)
+        condition = torch.cat([tau, log2_spacing[:, None].to(tau.dtype)], dim=1)
+        velocity: Tensor = self.unet(x, t * TIME_SCALE, class_labels=condition)
+        return velocity.float()
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser, noise: Tensor, z_pre: Tensor, mask: Tensor, action: Tensor, text: Tensor,
+    log2_spacing: Tensor, *, steps: int | None = None, guidance: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Draw post-treatment latents by Euler steps.
+
+    Args:
+        denoiser: the network.
+        noise: (N, C, s, s, s) standard normal, made by the caller, so that protocols can share it (common random
+            numbers).
+        z_pre: as in `Denoiser.forward`.
+        mask: as in `Denoiser.forward`.
+        action: as in `Denoiser.forward`.
+        text: as in `Denoiser.forward`.
+        log2_spacing: as in `Denoiser.forward`.
+        steps: Euler steps; None takes the preset's.
+        guidance: classifier-free guidance weight w: v = v_without + w * (v_with - v_without). 1 is plain; above 1
+            strengthens the action's effect at the price of a second network call per step. None takes the preset's.
+
+    Returns:
+        Normalised post-treatment latent (N, C, s, s, s), float32.
+    """
+    count = denoiser.preset.steps if steps is None else steps
+    weight = denoiser.preset.guidance if guidance is None else guidance
+    if count < 1:
+        raise ValueError(f"steps must be at least 1, not {count}")
+    hidden = torch.zeros(noise.shape[0], dtype=torch.bool, device=noise.device)
+    z = noise.float()
+    for step in range(count):
+        t = torch.full((noise.shape[0],), step / count, device=noise.device)
+        velocity = denoiser(z, t, z_pre, mask, action, text, log2_spacing)
+        if weight != 1.0:
+            without = denoiser(z, t, z_pre, mask, action, text, log2_spacing, keep=hidden)
+            velocity = without + weight * (velocity - without)
+        z = z + velocity / count
+    return z

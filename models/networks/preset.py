@@ -1,0 +1,138 @@
+"""Preset: the sizes of the networks and how long each is trained. One YAML file in `models/presets/` per preset."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.errors import WeightsError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AutoencoderPreset(_Part):
+    """Sizes of the VQ-GAN. Every entry of `channels` halves the grid once."""
+
+    channels: tuple[int, ...]
+    res_layers: int = Field(ge=1)
+    latent_channels: int = Field(ge=1)
+    codes: int = Field(ge=2)
+    code_levels: int = Field(ge=1, description="residual codebooks; 1 is the plain vector quantiser")
+    decode_codes: bool = Field(description="decode from the nearest codes; else from the continuous latent")
+
+
+class DenoiserPreset(_Part):
+    """Sizes of the action-conditioned U-Net and of its action encoder."""
+
+    channels: tuple[int, ...]
+    res_blocks: int = Field(ge=1)
+    attention: tuple[bool, ...]
+    head_channels: int = Field(ge=1)
+    norm_groups: int = Field(ge=1)
+    concept_dim: int = Field(ge=1)
+    text_dim: int = Field(ge=1)
+    action_dim: int = Field(ge=1)
+    steps: int = Field(ge=1, description="Euler steps that `sample` takes unless told otherwise")
+    guidance: float = Field(ge=0, description="classifier-free guidance; 1 is plain conditional sampling")
+
+
+class SegmenterPreset(_Part):
+    """Sizes of the DynUNet."""
+
+    filters: tuple[int, ...]
+
+
+class SurvivalPreset(_Part):
+    """Sizes of the MC3-18 encoder and of the two-way transformer."""
+
+    width: int = Field(ge=1)
+    input_pool: int = Field(ge=1, description="the cubes are averaged to 1/input_pool of their edge first")
+    stem_stride: tuple[int, int, int]
+    heads: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    fuse_record: bool = Field(description="fuse tumour burden and clinical record late; off is the paper's network")
+
+
+class TrainingPreset(_Part):
+    """How one network is trained. `minutes` bounds the wall-clock time and sets the learning-rate schedule.
+
+    `crop` is the edge of the random cubes (voxels) that an autoencoder or segmenter sees.
+    """
+
+    minutes: float = Field(gt=0)
+    batch: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    ema: float = Field(ge=0, lt=1)
+    crop: int = Field(default=64, ge=8)
+    warmup_steps: int = Field(default=50, ge=0)
+    options: dict[str, float] = Field(default_factory=dict, description="loss weights that only this network has")
+
+
+class TrainingPresets(_Part):
+    """Training of each network."""
+
+    autoencoder: TrainingPreset
+    denoiser: TrainingPreset
+    segmenter: TrainingPreset
+    survival: TrainingPreset
+
+
+class Preset(_Part):
+    """A complete description of one world model."""
+
+    name: str
+    size: int = Field(ge=8, description="edge of the patch in voxels")
+    spacing_mm: float = Field(gt=0, description="finest voxel edge of a patch")
+    hu_window: tuple[float, float]
+    autoencoder: AutoencoderPreset
+    denoiser: DenoiserPreset
+    segmenter: SegmenterPreset
+    survival: SurvivalPreset
+    training: TrainingPresets
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.hu_window[0] >= self.hu_window[1]:
+            raise ValueError(f"hu_window {self.hu_window} is empty")
+        if self.size % self.downsampling:
+            raise ValueError(
+                f"size {self.size} is not a multiple of the autoencoder's downsampling {self.downsampling}"
+            )
+        if len(self.denoiser.attention) != len(self.denoiser.channels):
+            raise ValueError("denoiser.attention needs one entry per level of denoiser.channels")
+        return self
+
+    @property
+    def downsampling(self) -> int:
+        """Voxels of the patch per latent cell, along one edge."""
+        return int(2 ** len(self.autoencoder.channels))
+
+    @property
+    def latent_size(self) -> int:
+        """Edge of the latent cube."""
+        return self.size // self.downsampling
+
+    def fingerprint(self, part: str) -> str:
+        """Text that two presets share exactly when the training of `part` would be the same run."""
+        own = getattr(self.training, part).model_dump_json()
+        return f"{part} {self.model_dump_json(exclude={'training'})} {own}"
+
+    @classmethod
+    def load(cls, name: str) -> Preset:
+        """Read `models/presets/<name>.yaml`.
+
+        Raises:
+            WeightsError: there is no preset of that name.
+        """
+        folder = resources.files("models") / "presets"
+        known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+        if name not in known:
+            raise WeightsError(f"There is no preset '{name}'; the presets are {', '.join(known)}.")
+        return cls.model_validate(yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")))

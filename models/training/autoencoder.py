@@ -1,0 +1,155 @@
+"""Trains the autoencoder on crops around tumours, before and after treatment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from models.errors import RunError
+from models.formulary import ITEM_ORDER
+from models.networks.autoencoder import Autoencoder
+from models.networks.preset import Preset
+from models.networks.segmenter import Tissue
+from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.losses import gradient_difference, weighted_l1, weighted_square
+from models.training.pictures import mosaic
+from models.training.pool import Pool, crop_around, hu_to_unit, random_flips
+
+VALIDATION_CUBES = 24
+
+
+class AutoencoderTask:
+    """L1 (heavier in the tumour, heaviest in oil) + gradient difference + commitment."""
+
+    def __init__(self, pool: Pool, preset: Preset) -> None:
+        """Build the network from the global random state."""
+        self.pool = pool
+        self.preset = preset
+        self.training = preset.training.autoencoder
+        self.options = self.training.options
+        protocols = pool.post.shape[1]
+        self.rows = np.stack([np.repeat(pool.train, protocols), np.tile(np.arange(protocols), len(pool.train))], axis=1)
+        self.oily = self.rows[pool.actions[self.rows[:, 0], self.rows[:, 1], ITEM_ORDER.index("Lipiodol"), 0] > 0]
+        self.network = Autoencoder(preset.autoencoder).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def _crop(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        use_post = rng.random() < self.options["post_share"]
+        # Lipiodol is in a fifth of the scans and in few voxels of each, yet it is what changes most
+        rows = self.oily if use_post and len(self.oily) and rng.random() < self.options["oil_share"] else self.rows
+        patient, protocol = (int(value) for value in rows[rng.integers(len(rows))])
+        mask = np.asarray(self.pool.tumour_mask[patient])
+        where = crop_around(mask, self.training.crop, rng)
+        labels = (self.pool.post_labels[patient, protocol] if use_post else self.pool.pre_labels[patient])[where]
+        scan = (self.pool.post[patient, protocol] if use_post else self.pool.pre[patient])[where]
+        tumour = (mask[where] > 0) | (labels >= Tissue.VIABLE)
+        weight = np.where(
+            labels == Tissue.OIL, self.options["oil_weight"], np.where(tumour, self.options["tumour_weight"], 1.0)
+        )
+        flips = random_flips(rng)
+        cube = torch.stack([hu_to_unit(scan, self.preset.hu_window), torch.from_numpy(weight.astype(np.float32))])
+        return tuple(cube.flip(flips).unsqueeze(1).unbind(0))  # type: ignore[return-value]
+
+    def loss(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """See `models.training.loop.Task.loss`."""
+        crops = [self._crop(rng) for _ in range(self.training.batch)]
+        x = torch.stack([image for image, _ in crops]).contiguous(memory_format=torch.channels_last_3d)
+        weight = torch.stack([heavy for _, heavy in crops])
+        # the codebook is filled from latents that already mean something
+        share = 0.0 if progress < self.options["unquantised_until"] else self.options["quantised_share"]
+        out = self.network(x, quantised_share=share)
+        level = weighted_l1(out.image, x, weight)
+        edges = gradient_difference(out.image, x, weight)
+        commitment = out.commitment if share > 0 else out.commitment * 0.0
+        square = weighted_square(out.image, x, weight)
+        loss = level + self.options["square_weight"] * square + self.options["gradient_weight"] * edges
+        loss = loss + self.options["commitment_weight"] * commitment
+        return loss, {
+            "l1": float(level.detach()), "square": float(square.detach()), "edges": float(edges.detach()),
+            "commitment": float(commitment.detach()), "perplexity": float(out.perplexity),
+        }  # fmt: skip
+
+    def _validation(self) -> list[tuple[Tensor, npt.NDArray[np.bool_], npt.NDArray[np.uint8]]]:
+        out = []
+        for index in range(min(VALIDATION_CUBES, len(self.pool.val))):
+            patient, protocol = int(self.pool.val[index]), index % self.pool.post.shape[1]
+            x = hu_to_unit(self.pool.post[patient, protocol], self.preset.hu_window)
+            out.append((x, self.pool.tumour_mask[patient] > 0, np.asarray(self.pool.post_labels[patient, protocol])))
+        return out
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Mean absolute error in HU: everywhere, in the tumour, in oil; bias in oil (negative: too dark)."""
+        assert isinstance(network, Autoencoder)
+        scale = (self.preset.hu_window[1] - self.preset.hu_window[0]) / 2.0
+        sums = {"all": [0.0, 0.0], "tumour": [0.0, 0.0], "oil": [0.0, 0.0], "oil_bias": [0.0, 0.0], "coded": [0.0, 0.0]}
+        for x, tumour, labels in self._validation():
+            raw = network.encoder(x[None, None]).float()
+            image = network.decoder(raw).float().clamp(-1, 1)[0, 0]
+            coded = network.decoder(network.quantise(raw)[0]).float().clamp(-1, 1)[0, 0]
+            error = ((image - x) * scale).numpy()
+            coded_error = ((coded - x) * scale).numpy()
+            oil = labels == Tissue.OIL
+            for name, values in (
+                ("all", np.abs(error)), ("tumour", np.abs(error[tumour])), ("oil", np.abs(error[oil])),
+                ("oil_bias", error[oil]), ("coded", np.abs(coded_error[tumour])),
+            ):  # fmt: skip
+                sums[name][0] += float(values.sum())
+                sums[name][1] += float(values.size)
+        return {f"hu_error_{name}": total / max(count, 1.0) for name, (total, count) in sums.items()}
+
+    def picture(self, network: nn.Module) -> npt.NDArray[np.uint8]:
+        """Post-treatment cubes above, their reconstructions below."""
+        assert isinstance(network, Autoencoder)
+        cubes = [x for x, _, _ in self._validation()[:6]]
+        decoded = network.decode(network.encode(torch.stack(cubes)[:, None]))[:, 0]
+        return mosaic([cubes, list(decoded)])
+
+
+@torch.no_grad()
+def measure_latents(network: Autoencoder, pool: Pool, preset: Preset, count: int = 48) -> None:
+    """Store the per-channel mean and standard deviation of raw latents of training cubes, before and after."""
+    raw = []
+    for index, patient in enumerate(pool.train[:count]):
+        scans = (pool.pre[patient], pool.post[patient, index % pool.post.shape[1]])
+        raw.append(
+            network.encoder(torch.stack([hu_to_unit(scan, preset.hu_window) for scan in scans])[:, None]).float()
+        )
+    values = torch.cat(raw).transpose(0, 1).flatten(1)
+    network.set_latent_statistics(values.mean(1), values.std(1))
+
+
+def train_autoencoder(
+    pool: Pool, preset: Preset, out: Path, *, seed: int = 0, minutes: float | None = None, steps: int | None = None,
+    resume: bool = False, cadence: Cadence | None = None, mixed_precision: bool | None = None,
+    stop_after: int | None = None,
+) -> RunResult:  # fmt: skip
+    """Train in `out`; see `models.training.loop.run_training` for what is written there.
+
+    Args:
+        pool: patches of many patients.
+        preset: sizes and settings.
+        out: folder of the run.
+        seed: of weights and batches.
+        minutes: budget; None takes the preset's.
+        steps: overrides `minutes` and makes the run reproducible.
+        resume: continue the run in `out`.
+        cadence: how often things are written.
+        mixed_precision: None asks the device.
+        stop_after: see `run_training`.
+
+    Raises:
+        RunError: see `run_training`.
+    """
+    torch.manual_seed(seed)
+    task = AutoencoderTask(pool, preset)
+    if not pool.train.size:
+        raise RunError("The pool has no training patients; make a larger one.")
+    return run_training(
+        task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
+        fingerprint=f"{preset.fingerprint('autoencoder')} {pool.data_hash} seed {seed}", resume=resume, cadence=cadence,
+        mixed_precision=mixed_precision, stop_after=stop_after,
+        finish=lambda network: measure_latents(network, pool, preset),  # type: ignore[arg-type]
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""Trained networks on disk: what a finished run left, and the bundle made of four of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from models.errors import WeightsError
+from models.networks.autoencoder import Autoencoder
+from models.networks.preset import Preset
+from models.training.loop import FINAL
+from models.training.survival import BASELINE
+from models.weights import PARTS, Manifest, Origin, PartName, SurvivalBaseline, build_network, save_world_model
+
+
+def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, str]:
+    """The averaged network of a finished run in evaluation mode, and the short hash of its file.
+
+    Raises:
+        WeightsError: the run is not finished, or was made with another preset.
+    """
+    path = run / name / FINAL
+    try:
+        content = path.read_bytes()
+        tensors = load_tensors(content)
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(name, preset)
+        network.load_state_dict(tensors)
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"There is no trained {name} in {run}; run `mewm train {name} --out {run}` first."
+        ) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"{path} is damaged or was trained with another preset than '{preset.name}'.") from error
+    return network.requires_grad_(False).eval(), hashlib.sha256(content).hexdigest()[:12]
+
+
+def load_trained_autoencoder(run: Path, preset: Preset) -> tuple[Autoencoder, str]:
+    """`load_trained` for the autoencoder, in the memory layout that is fastest for it.
+
+    Raises:
+        WeightsError: see `load_trained`.
+    """
+    network, identity = load_trained("autoencoder", run, preset)
+    assert isinstance(network, Autoencoder)
+    return network.to(memory_format=torch.channels_last_3d), identity  # type: ignore[call-overload]
+
+
+def export_bundle(
+    run: Path, preset: Preset, folder: Path, *, origin: Origin, provenance: Mapping[str, str]
+) -> Manifest:
+    """Write the bundle of a run whose four networks are trained.
+
+    Args:
+        run: the `--out` folder of the training commands.
+        preset: the preset that they were trained with.
+        folder: of the bundle, for example `models/weights`.
+        origin: of the training data.
+        provenance: goes into the headers and the manifest.
+
+    Raises:
+        WeightsError: a network or the survival baseline is missing, or the folder can't be written.
+    """
+    networks = {name: load_trained(name, run, preset)[0] for name in PARTS}
+    path = run / "survival" / BASELINE
+    try:
+        baseline = SurvivalBaseline.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"The survival baseline {path} can't be read; train the survival network again.") from error
+    return save_world_model(networks, preset, folder, origin=origin, provenance=provenance, baseline=baseline)

@@ -1,0 +1,204 @@
+"""Trains the survival network: Cox with Efron ties on true follow-up scans, toxicity as a fixed offset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import spearmanr
+from sksurv.metrics import concordance_index_censored
+from torch import Tensor, nn
+
+from models.errors import RunError
+from models.networks.autoencoder import Autoencoder
+from models.networks.precision import autocast
+from models.networks.preset import Preset
+from models.networks.survival import SurvivalNet, post_channel, record_vector
+from models.patch import feather
+from models.training.breslow import breslow_survival
+from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.losses import cox_efron
+from models.training.pool import Pool, hu_to_unit, random_flips
+from models.training.segmenter import composite
+from models.weights import SurvivalBaseline
+
+BASELINE = "baseline.json"
+LINEAR_STEPS = 300
+VALIDATION_PATIENTS = 48
+
+
+class SurvivalTask:
+    """Risk sets over patients and protocols; the offset is the pool's fixed toxicity term."""
+
+    def __init__(self, pool: Pool, preset: Preset, autoencoder: Autoencoder) -> None:
+        """Build the network from the global random state and fit its linear part by full-batch Cox."""
+        self.pool = pool
+        self.preset = preset
+        self.autoencoder = autoencoder
+        self.training = preset.training.survival
+        self.network = SurvivalNet(preset.survival)
+        self.record = torch.from_numpy(np.stack([record_vector(record) for record in pool.records]))
+        self.burden = torch.from_numpy(np.array(pool.burden, dtype=np.float32))
+        self.offset = torch.from_numpy(np.array(pool.toxicity, dtype=np.float32))
+        self.time = torch.from_numpy(np.array(pool.time_months, dtype=np.float32))
+        self.event = torch.from_numpy(np.array(pool.event, dtype=bool))
+        if not bool(self.event[pool.train].any()):
+            raise RunError("No training patient of the pool died, so no risk can be learned; make a larger pool.")
+
+    def fit_linear(self) -> None:
+        """Start from the Cox model of burden and record alone (ridge), so that the image adds to what is simple."""
+        linear = self.network.linear
+        if linear is None:
+            return
+        known = torch.cat(
+            [self.burden * self.network.burden_scale, self.record[:, None].expand(-1, self.burden.shape[1], -1)], 2
+        )
+        rows = known[self.pool.train].flatten(0, 1)
+        offset, time, event = (v[self.pool.train].flatten() for v in (self.offset, self.time, self.event))
+        nn.init.zeros_(linear.weight)
+        optimiser = torch.optim.Adam(linear.parameters(), lr=0.02)
+        for _ in range(LINEAR_STEPS):
+            loss = cox_efron(linear(rows).squeeze(1) + offset, time, event) + 1e-3 * linear.weight.square().sum()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+    def _scans(self, patient: int, protocols: npt.NDArray[np.int64], decoded: bool) -> tuple[Tensor, Tensor]:
+        """Pre input (2, S, S, S) and post inputs (k, 2, S, S, S); `decoded` shows the engine's composite."""
+        pool, window = self.pool, self.preset.hu_window
+        tumour = np.asarray(pool.tumour_mask[patient])
+        before = hu_to_unit(pool.pre[patient], window)
+        after = torch.stack([hu_to_unit(pool.post[patient, k], window) for k in protocols])
+        if decoded:
+            with torch.no_grad():
+                images = self.autoencoder.decode(self.autoencoder.encode(torch.cat([before[None], after])[:, None]))[
+                    :, 0
+                ]
+            spacing = float(pool.spacing_mm[patient])
+            weight = torch.from_numpy(feather(tumour, np.diag([spacing] * 3 + [1.0])))
+            after = composite(before, images[0], images[1:], weight)
+        labels = torch.from_numpy(np.stack([np.asarray(pool.post_labels[patient, k]) for k in protocols]))
+        pre = torch.stack([before, torch.from_numpy((tumour > 0).astype(np.float32))])
+        return pre, torch.stack([after, post_channel(labels)], dim=1)
+
+    def loss(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
+        """See `models.training.loop.Task.loss`. All protocols of `batch` patients form one risk set."""
+        count = self.pool.post.shape[1]
+        protocols = np.arange(count)
+        patients = rng.choice(self.pool.train, size=min(self.training.batch, self.pool.train.size), replace=False)
+        pres, posts = [], []
+        for patient in patients:
+            decoded = rng.random() < self.training.options["decoded_share"]
+            pre, post = self._scans(int(patient), protocols, decoded)
+            flips = random_flips(rng)
+            pres.append(pre.flip(flips))
+            posts.append(post.flip(flips))
+        rows = torch.from_numpy(np.repeat(patients, count))
+        burden = self.burden[patients].flatten(0, 1).clone()
+        # the engine's volumes are measured on an imperfect segmentation
+        sd = self.training.options["burden_noise"]
+        burden[:, 0] = (burden[:, 0] + sd * torch.from_numpy(rng.standard_normal(len(rows))).float()).clamp_min(0.0)
+        tokens = self.network.encode_pre(torch.stack(pres)).repeat_interleave(count, dim=0)
+        risk = self.network(tokens, torch.cat(posts), burden, self.record[rows])
+        offset, time, event = (v[patients].flatten() for v in (self.offset, self.time, self.event))
+        return cox_efron(risk + offset, time, event), {"spread": float(risk.detach().std())}
+
+    def predict(self, network: SurvivalNet, patients: npt.NDArray[np.int64]) -> Tensor:
+        """Log-risk without toxicity (len(patients), K) on true scans."""
+        count = self.pool.post.shape[1]
+        out = []
+        for patient in patients:
+            pre, post = self._scans(int(patient), np.arange(count), decoded=False)
+            with autocast("cpu", enabled=False):  # steps of bfloat16 are as large as differences between protocols
+                tokens = network.encode_pre(pre[None]).expand(count, -1, -1)
+                out.append(network(tokens, post, self.burden[patient], self.record[patient].expand(count, -1)))
+        return torch.stack(out)
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """c-index on unseen patients, beside the true hazard's, and mean within-patient rank correlation with it."""
+        assert isinstance(network, SurvivalNet)
+        patients = self.pool.val[:VALIDATION_PATIENTS]
+        total = (self.predict(network, patients) + self.offset[patients]).numpy()
+        true = np.asarray(self.pool.true_log_risk[patients])
+        ranks = [
+            float(spearmanr(mine, truth).statistic)
+            for mine, truth in zip(total, true, strict=True)
+            if np.ptp(mine) > 0 and np.ptp(truth) > 0
+        ]
+        out = {"within_patient_rank": float(np.mean(ranks)) if ranks else 0.0}
+        event, time = self.event[patients].flatten().numpy(), self.time[patients].flatten().numpy()
+        if event.any():
+            out["c_index"] = float(concordance_index_censored(event, time, total.ravel())[0])
+            out["c_index_true_hazard"] = float(concordance_index_censored(event, time, true.ravel())[0])
+        return out
+
+    def picture(self, network: nn.Module) -> npt.NDArray[np.uint8]:
+        """Predicted (up) against true (right) log-risk of unseen patients, both standardised to +-3."""
+        assert isinstance(network, SurvivalNet)
+        patients = self.pool.val[:VALIDATION_PATIENTS]
+        canvas = np.full((192, 192), 255, dtype=np.uint8)
+        predicted = (self.predict(network, patients) + self.offset[patients]).numpy().ravel()
+        true = np.asarray(self.pool.true_log_risk[patients]).ravel()
+        x, y = ((v - v.mean()) / (v.std() + 1e-9) for v in (true, predicted))
+        columns = np.clip((x / 6.0 + 0.5) * 190, 0, 190).astype(int)
+        rows = 190 - np.clip((y / 6.0 + 0.5) * 190, 0, 190).astype(int)
+        for dx, dy in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            canvas[rows + dy, columns + dx] = 0
+        return canvas
+
+
+def fit_baseline(task: SurvivalTask, network: SurvivalNet, origin: str) -> SurvivalBaseline:
+    """Breslow baseline on the training patients, with the network's own risks."""
+    patients = task.pool.train
+    with torch.no_grad():
+        total = (task.predict(network, patients) + task.offset[patients]).flatten().double().numpy()
+    time, event = task.time[patients].flatten().numpy(), task.event[patients].flatten().numpy()
+    grid = np.arange(0.0, np.floor(float(time.max())) + 1.0)
+    curve = breslow_survival(total, time, event, grid)
+    return SurvivalBaseline(
+        times_months=tuple(float(t) for t in grid),
+        survival=tuple(float(s) for s in curve),
+        n=len(patients),
+        data_origin=origin,
+    )
+
+
+def train_survival(
+    pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, *, autoencoder_id: str, origin: str = "synthetic",
+    seed: int = 0, minutes: float | None = None, steps: int | None = None, resume: bool = False,
+    cadence: Cadence | None = None, mixed_precision: bool | None = None, stop_after: int | None = None,
+) -> RunResult:  # fmt: skip
+    """Train in `out` (see `run_training`); a finished run also leaves `baseline.json` (Breslow).
+
+    Args:
+        autoencoder: trained, decodes what the engine would show.
+        autoencoder_id: of its weights.
+        origin: of the pool's data, stored with the baseline.
+        pool: patches of many patients.
+        preset: sizes and settings.
+        out: folder of the run.
+        seed: of weights and batches.
+        minutes: budget; None takes the preset's.
+        steps: overrides `minutes` and makes the run reproducible.
+        resume: continue the run in `out`.
+        cadence: how often things are written.
+        mixed_precision: None asks the device.
+        stop_after: see `run_training`.
+
+    Raises:
+        RunError: no training patient died; and see `run_training`.
+    """
+    torch.manual_seed(seed)
+    task = SurvivalTask(pool, preset, autoencoder.eval())
+    task.fit_linear()
+    result = run_training(
+        task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
+        fingerprint=f"{preset.fingerprint('survival')} {pool.data_hash} {autoencoder_id} seed {seed}", resume=resume,
+        cadence=cadence or Cadence(validate_every=0.25), mixed_precision=mixed_precision, stop_after=stop_after,
+    )  # fmt: skip
+    if result.finished and not (out / BASELINE).exists():
+        assert isinstance(result.network, SurvivalNet)
+        (out / BASELINE).write_text(fit_baseline(task, result.network, origin).model_dump_json(), encoding="utf-8")
+    return result

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.networks.action import encode_protocols
+from models.networks.denoiser import Denoiser, sample
+from models.networks.precision import autocast, supports_bf16
+from models.protocol import Protocol
+from models.weights import WorldModel
+
+PROTOCOLS = [Protocol(drugs=("Cisplatin",)), Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",))]
+
+
+def _inputs(model: WorldModel, count: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, model.autoencoder.latent_channels, 8, 8, 8)
+    action, text = encode_protocols((PROTOCOLS * count)[:count], model.text_encoder)
+    return {
+        "noise": torch.randn(1, *shape[1:], generator=generator).expand(shape).contiguous(),
+        "z_pre": torch.randn(1, *shape[1:], generator=generator).expand(shape).contiguous(),
+        "mask": torch.ones(count, 1, 8, 8, 8), "action": action, "text": text, "log2_spacing": torch.zeros(count),
+    }  # fmt: skip
+
+
+class ExactFlow:
+    """The velocity of a straight path to a known end: any Euler sampler must arrive exactly."""
+
+    def __init__(self, end: Tensor, model: WorldModel) -> None:
+        self.end, self.preset = end, model.preset.denoiser
+
+    def __call__(self, z_t: Tensor, t: Tensor, *_: Any, **__: Any) -> Tensor:
+        return (self.end - z_t) / (1.0 - t)[:, None, None, None, None]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_sampler_follows_a_known_flow_to_its_end(model: WorldModel, steps: int) -> None:
+    inputs = _inputs(model)
+    end = torch.randn(2, 4, 8, 8, 8)
+    out = sample(ExactFlow(end, model), **inputs, steps=steps, guidance=1.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(out, end, rtol=1e-4, atol=1e-4)
+
+
+def test_same_noise_other_protocol_other_result_and_same_protocol_same_result(model: WorldModel) -> None:
+    out = sample(model.denoiser, **_inputs(model, 4), steps=2)
+    assert torch.allclose(out[0], out[2], atol=1e-5)
+    assert not torch.allclose(out[0], out[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["noise", "z_pre", "mask", "log2_spacing"])
+def test_every_condition_reaches_the_network(model: WorldModel, name: str) -> None:
+    inputs = _inputs(model)
+    before = sample(model.denoiser, **inputs, steps=1)
+    inputs[name] = inputs[name] + 0.5
+    assert not torch.allclose(sample(model.denoiser, **inputs, steps=1), before, atol=1e-5)
+
+
+def test_guidance_one_is_plain_zero_ignores_the_action_and_two_doubles_its_effect(model: WorldModel) -> None:
+    inputs = _inputs(model)
+    zero, one, two = (sample(model.denoiser, **inputs, steps=1, guidance=w) for w in (0.0, 1.0, 2.0))
+    torch.testing.assert_close(two - one, one - zero, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(zero[0], zero[1], rtol=1e-4, atol=1e-5)
+
+
+def test_steps_must_be_positive(model: WorldModel) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        sample(model.denoiser, **_inputs(model), steps=0)
+
+
+def test_bf16_is_close_to_fp32(model: WorldModel) -> None:
+    if not supports_bf16("cpu"):
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    inputs = _inputs(model)
+    exact = sample(model.denoiser, **inputs, steps=4)
+    with autocast("cpu", enabled=True):
+        quick = sample(model.denoiser, **inputs, steps=4)
+    assert quick.dtype == torch.float32
+    assert float((quick - exact).abs().mean() / exact.abs().mean()) < 0.02
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(model: WorldModel) -> None:
+    inputs = _inputs(model, 4)
+    mixed = sample(model.denoiser, **inputs, steps=2)
+    other = {name: torch.cat([value[:1], torch.roll(value[1:], 1, 0) + 0.1]) for name, value in inputs.items()}
+    torch.testing.assert_close(sample(model.denoiser, **other, steps=2)[0], mixed[0], rtol=1e-4, atol=1e-5)
+
+
+def test_velocity_is_float32_and_of_the_latents_shape(model: WorldModel) -> None:
+    inputs = _inputs(model)
+    noise = inputs.pop("noise")
+    denoiser: Denoiser = model.denoiser
+    out = denoiser(noise, torch.rand(2), **inputs)
+    assert out.shape == noise.shape
+    assert out.dtype == torch.float32

@@ -1,0 +1,278 @@
+"""The engine: reproducible to the bit, common random numbers, every lesion, untouched surroundings."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.clinical_record import ClinicalRecord
+from models.engine import Engine, Prepared, median_survival, survival_at
+from models.errors import InputError, TransientToolError, WeightsError
+from models.networks.preset import Preset
+from models.protocol import Protocol
+from models.volume import Volume
+from models.weights import SurvivalBaseline, WorldModel, init_world_model
+
+CISPLATIN = Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",))
+RALTITREXED = Protocol(drugs=("Raltitrexed",), embolics=("PVA",))
+LOBAPLATIN = Protocol(drugs=("Lobaplatin", "Epirubicin"), embolics=("Gelatin sponge",))
+
+
+def phantom(
+    spacing: tuple[float, float, float] = (1.5, 1.5, 3.0),
+    shape: tuple[int, int, int] = (100, 100, 44),
+    lesions: tuple[tuple[tuple[float, float, float], float], ...] = (((50, 50, 22), 18.0),),
+) -> tuple[Volume, NDArray[np.uint8]]:
+    """A liver of 100 HU with balls of 160 HU in noise; centres in voxels, radii in mm."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = (-70.0, -40.0, 120.0)
+    grid = np.ogrid[tuple(slice(0, n) for n in shape)]
+    labels = np.ones(shape, dtype=np.uint8)
+    for centre, radius in lesions:
+        squared = sum(((g - c) * s) ** 2 for g, c, s in zip(grid, centre, spacing, strict=True))
+        labels[squared <= radius**2] = 2
+    noise = 8 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    return Volume((np.where(labels == 2, 160, 100) + noise).astype(np.int16), affine), labels
+
+
+def tiny_preset() -> Preset:
+    """The small preset's geometry at half its resolution with slimmer networks."""
+    small = Preset.load("small").model_dump()
+    small.update(name="tiny", size=32, spacing_mm=3.0)
+    small["autoencoder"].update(channels=(8, 16), res_layers=1)
+    small["denoiser"].update(channels=(32, 32), attention=(False, False), steps=2)
+    small["segmenter"].update(filters=(4, 8, 8))
+    small["survival"].update(width=4, heads=2)
+    return Preset.model_validate(small)
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return init_world_model(tiny_preset(), seed=3)
+
+
+@pytest.fixture
+def engine(model: WorldModel) -> Engine:
+    return Engine("cpu", model=model, precision="fp32", batch=4)
+
+
+def prepare(engine: Engine, **arguments: Any) -> Prepared:
+    volume, labels = phantom(**arguments)
+    return engine.prepare(volume, labels, ClinicalRecord(age_years=60))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_result_is_the_same_alone_in_any_slot_and_beside_any_neighbour(precision: Any):
+    engine = Engine("cpu", model=init_world_model("small", seed=1), precision=precision)
+    prepared = prepare(engine)
+    target = (RALTITREXED, 7)
+    jobs = [(p, s) for p in (CISPLATIN, LOBAPLATIN) for s in range(10, 14)]
+    jobs[6:6] = [target]  # slot 6 of the first batch
+    jobs[9:9] = [target]  # slot 1 of the second, which is filled up
+    assert [position for position, job in enumerate(jobs) if job == target] == [6, 9]
+    (alone,) = engine.simulate(prepared, [target], steps=1)
+    beside = engine.simulate(prepared, jobs, steps=1)
+    (tissue,) = engine.segment(alone)
+    tissues = engine.segment(np.concatenate(beside))
+    risk = engine.log_risk(prepared, [alone], [tissue[None]])
+    risks = engine.log_risk(prepared, beside, list(tissues[:, None]))
+    for position in (6, 9):
+        np.testing.assert_array_equal(beside[position], alone)
+        np.testing.assert_array_equal(tissues[position], tissue)
+        assert risks[position] == risk[0]
+    assert len(set(risks)) == 9
+
+
+def test_two_engines_agree_to_the_bit(model: WorldModel):
+    jobs = [(CISPLATIN, 0), (RALTITREXED, 1)]
+    runs = []
+    for _ in range(2):
+        engine = Engine("cpu", model=model, precision="fp32", batch=4)
+        runs.append(engine.simulate(prepare(engine), jobs))
+    for first, second in zip(*runs, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+class Recorder(nn.Module):
+    """A denoiser that changes nothing and keeps the noise that it is given."""
+
+    def __init__(self, preset: Any) -> None:
+        super().__init__()
+        self.preset = preset
+        self.seen: list[Tensor] = []
+
+    def forward(self, z_t: Tensor, *rest: Tensor, **more: Tensor) -> Tensor:
+        self.seen.append(z_t.clone())
+        return torch.zeros_like(z_t)
+
+
+def recorded_noise(model: WorldModel, jobs: list[tuple[Protocol, int]], key: str | None = None, **case: Any) -> Tensor:
+    recorder = Recorder(model.preset.denoiser)
+    engine = Engine("cpu", model=dataclasses.replace(model, denoiser=recorder), precision="fp32", batch=4)
+    volume, labels = phantom(**case)
+    engine.simulate(engine.prepare(volume, labels, ClinicalRecord(), key), jobs, steps=1)
+    return torch.cat(recorder.seen)
+
+
+def test_noise_is_common_to_protocols_and_differs_between_seeds_patches_and_cases(model: WorldModel):
+    two = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15, 15), 12.0), ((85, 15, 15), 10.0))}
+    noise = recorded_noise(model, [(CISPLATIN, 5), (RALTITREXED, 5), (CISPLATIN, 6)], **two)
+    (a0, a1, b0, b1, c0, _) = noise[:6]
+    assert torch.equal(a0, b0)
+    assert torch.equal(a1, b1)
+    assert not torch.equal(a0, a1)
+    assert not torch.equal(a0, c0)
+    assert not torch.equal(recorded_noise(model, [(CISPLATIN, 5)], key="x", **two)[0], a0)
+    assert abs(float(noise.mean())) < 0.05
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_protocols_and_seeds_matter(engine: Engine):
+    prepared = prepare(engine)
+    first, other_protocol, other_seed, again = engine.simulate(
+        prepared, [(CISPLATIN, 0), (RALTITREXED, 0), (CISPLATIN, 1), (CISPLATIN, 0)]
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other_protocol).any()
+    assert (first != other_seed).any()
+
+
+def test_nothing_changes_outside_the_feather(engine: Engine):
+    prepared = prepare(engine)
+    for position, difference in engine.simulate_differences(prepared, [(CISPLATIN, 0), (LOBAPLATIN, 3)]):
+        composite = engine.composite(prepared, difference)
+        outside = prepared.weight == 0
+        assert outside.mean() > 0.5
+        assert (difference[outside] == 0).all(), position
+        np.testing.assert_array_equal(composite[outside], np.rint(prepared.pre[outside]).astype(np.int16))
+        inside = prepared.weight == 1
+        expected = np.clip(prepared.pre[inside] + difference[inside], -1024, 3071)
+        np.testing.assert_array_equal(composite[inside], np.rint(expected).astype(np.int16))
+        assert (difference[inside] != 0).any()
+
+
+def test_jobs_are_yielded_in_order_with_all_patches(engine: Engine):
+    case = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15, 15), 12.0), ((85, 15, 15), 10.0))}
+    prepared = prepare(engine, **case)
+    results = list(engine.simulate_differences(prepared, [(CISPLATIN, s) for s in range(5)]))
+    assert [position for position, _ in results] == list(range(5))
+    assert all(difference.shape == (2, 32, 32, 32) for _, difference in results)
+    assert list(engine.simulate_differences(prepared, [])) == []
+
+
+def test_every_lesion_is_owned_by_one_patch(engine: Engine):
+    case = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15, 15), 12.0), ((85, 15, 15), 10.0))}
+    prepared = prepare(engine, **case)
+    assert [sorted(set(np.unique(own)) - {0}) for own in prepared.own] == [[1], [2]]
+
+    def voxels(radius: float) -> float:
+        return 4 / 3 * np.pi * radius**3 / 3.0**3
+
+    # 5 mm from the outermost voxel centres, which lie up to half a voxel below the surface
+    assert voxels(12 + 5 - 1.5) < (prepared.own[0] == 1).sum() < voxels(12 + 5)
+
+
+def test_the_case_is_prepared_once(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    volume, labels = phantom()
+    first = engine.prepare(volume, labels, ClinicalRecord(), "case")
+    monkeypatch.setattr(engine, "segment", lambda *_: pytest.fail("prepared twice"))
+    assert engine.prepare(volume, labels, ClinicalRecord(), "case") is first
+    assert engine.prepared("case") is first
+
+
+def test_record_and_image_make_the_key(engine: Engine):
+    volume, labels = phantom()
+    keys = {
+        engine.prepare(volume, labels, ClinicalRecord()).key,
+        engine.prepare(volume, labels, ClinicalRecord(age_years=70)).key,
+        engine.prepare(Volume(volume.data + np.int16(1), volume.affine), labels, ClinicalRecord()).key,
+    }
+    assert len(keys) == 3
+
+
+def test_risk_of_several_patches_is_weighted_by_tumour_volume(model: WorldModel):
+    class Spacing(nn.Module):
+        """Risk = log2 of the patch spacing plus burden, so the expected value can be written down."""
+
+        def encode_pre(self, x: Tensor) -> Tensor:
+            return torch.zeros(x.shape[0], 1, 1)
+
+        def forward(self, tokens: Tensor, post: Tensor, burden: Tensor, record: Tensor) -> Tensor:
+            return burden[:, 3] + 10 * burden[:, 2] + 100 * burden[:, 1]
+
+    engine = Engine("cpu", model=dataclasses.replace(model, survival=Spacing()), precision="fp32", batch=4)
+    case = {
+        "shape": (150, 60, 60),
+        "spacing": (2.5, 2.5, 2.5),
+        "lesions": (((40, 30, 30), 70.0), ((130, 30, 30), 20.0)),
+    }
+    prepared = prepare(engine, **case)
+    coarse, fine = (patch.spacing_mm for patch in prepared.patches)
+    assert (coarse > 3.0, fine) == (True, 3.0)
+    big, small = prepared.lesion_ml
+    expected = (big * np.log2(coarse / 1.5) + small * np.log2(fine / 1.5)) / (big + small)
+    expected += 10 * 2 + 100 * np.log1p(big + small)
+    (risk,) = engine.log_risk(prepared, [prepared.pre.astype(np.int16)], [prepared.tissue])
+    assert risk == pytest.approx(expected, rel=1e-5)
+
+
+def test_survival_mathematics():
+    baseline = (1.0, 0.8, 0.6, 0.4)
+    assert survival_at(baseline, 0.0) == baseline
+    assert survival_at(baseline, np.log(2.0)) == pytest.approx([1.0, 0.64, 0.36, 0.16])
+    assert median_survival((0, 6, 12, 18), baseline) == 18
+    assert median_survival((0, 6, 12, 18), survival_at(baseline, np.log(2.0))) == 12
+    assert median_survival((0, 6, 12, 18), survival_at(baseline, -5.0)) is None
+    assert survival_at(baseline, 1e6)[1] == 0.0
+
+
+def test_the_curve_needs_a_baseline(model: WorldModel):
+    with pytest.raises(WeightsError, match="baseline"):
+        Engine("cpu", model=model).survival_curve(0.0)
+    baseline = SurvivalBaseline(times_months=(0, 12), survival=(1.0, 0.5), n=9, data_origin="synthetic")
+    engine = Engine("cpu", model=dataclasses.replace(model, baseline=baseline))
+    assert engine.survival_curve(0.0) == ((0, 12), (1.0, 0.5))
+
+
+def test_memory_errors_are_transient(model: WorldModel):
+    class Hungry(Recorder):
+        def forward(self, z_t: Tensor, *rest: Tensor, **more: Tensor) -> Tensor:
+            return torch.empty(2**60)
+
+    engine = Engine("cpu", model=dataclasses.replace(model, denoiser=Hungry(model.preset.denoiser)), precision="fp32")
+    with pytest.raises(TransientToolError, match="memory"):
+        engine.simulate(prepare(engine), [(CISPLATIN, 0)])
+
+
+def test_other_runtime_errors_stay_bugs(model: WorldModel):
+    class Broken(Recorder):
+        def forward(self, z_t: Tensor, *rest: Tensor, **more: Tensor) -> Tensor:
+            raise RuntimeError("shape mismatch")
+
+    engine = Engine("cpu", model=dataclasses.replace(model, denoiser=Broken(model.preset.denoiser)), precision="fp32")
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        engine.simulate(prepare(engine), [(CISPLATIN, 0)])
+
+
+def test_cuda_that_is_not_there_is_one_sentence(model: WorldModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cpu"):
+        Engine("cuda", model=model)
+
+
+def test_a_large_case_fits_in_memory(model: WorldModel):
+    case = {"shape": (512, 512, 69), "spacing": (0.74, 0.74, 2.5), "lesions": (((250, 250, 34), 85.0),)}
+    volume, labels = phantom(**case)
+    engine = Engine("cpu", model=model, precision="fp32", batch=8)
+    prepared = engine.prepare(volume, labels, ClinicalRecord())
+    assert prepared.patches[0].spacing_mm > 3.0
+    engine.simulate(prepared, [(CISPLATIN, s) for s in range(3)])
+    # The whole test process, everything before this test included.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 1024**2

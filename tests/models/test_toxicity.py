@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+
+from models.clinical_record import ClinicalRecord
+from models.protocol import Dose, Protocol
+from models.toxicity import toxicity
+
+HEALTHY = ClinicalRecord(
+    child_pugh_score=5, bilirubin_mg_dl=0.8, creatinine_clearance_ml_min=90, platelets_10e9_l=180, lvef_percent=62
+)
+TRIPLE = Protocol(drugs=("Cisplatin", "Doxorubicin", "Mitomycin"), embolics=("Lipiodol",))
+
+
+def test_parts_add_up_by_hand() -> None:
+    term = toxicity(TRIPLE, HEALTHY, tumour_ml=30, liver_ml=1500)
+    assert term.log_hazard == pytest.approx(0.05 + 0.05 + 0.06 + 0.03)
+    assert {part.item: part.log_hazard for part in term.parts}["Mitomycin"] == pytest.approx(0.06)
+    assert term.not_evaluable == ()
+
+
+def test_renal_failure_raises_the_platinum_only() -> None:
+    poor = HEALTHY.model_copy(update={"creatinine_clearance_ml_min": 25.0})
+    before = {p.item: p.log_hazard for p in toxicity(TRIPLE, HEALTHY, 30, 1500).parts}
+    after = {p.item: p for p in toxicity(TRIPLE, poor, 30, 1500).parts}
+    assert after["Cisplatin"].log_hazard == pytest.approx(6 * before["Cisplatin"])
+    assert "25 ml/min" in after["Cisplatin"].reasons[0]
+    assert all(after[i].log_hazard == before[i] for i in before if i != "Cisplatin")
+
+
+def test_factors_multiply_and_limits_are_inclusive_as_stated() -> None:
+    poor = HEALTHY.model_copy(update={"child_pugh_score": 7, "bilirubin_mg_dl": 1.5})
+    parts = {p.item: p.log_hazard for p in toxicity(TRIPLE, poor, 30, 1500).parts}
+    assert parts["Doxorubicin"] == pytest.approx(0.05 * 2.5 * 2.0)
+    assert parts["Lipiodol"] == pytest.approx(0.03 * 2.0)
+    edge = HEALTHY.model_copy(update={"platelets_10e9_l": 100.0})
+    assert toxicity(TRIPLE, edge, 30, 1500).log_hazard == toxicity(TRIPLE, HEALTHY, 30, 1500).log_hazard
+
+
+def test_a_missing_input_is_named_and_never_assumed() -> None:
+    term = toxicity(TRIPLE, ClinicalRecord())
+    assert term.log_hazard == pytest.approx(0.19)
+    assert term.not_evaluable == (
+        "bilirubin_mg_dl (T03)", "child_pugh_score (T01)", "child_pugh_score (T02)", "creatinine_clearance_ml_min (T04)",
+        "lvef_percent (T07)", "platelets_10e9_l (T06)", "tumour_liver_fraction_percent (T08)",
+    )  # fmt: skip
+
+
+def test_a_dose_scales_its_agent() -> None:
+    single = Protocol(drugs=("Mitomycin",), embolics=("Gelatin sponge",))
+    from models.formulary import Formulary
+
+    reference = Formulary.load("all").item("Mitomycin").dose
+    assert reference is not None
+    double = Protocol(**single.model_dump(exclude={"doses"}), doses=(("Mitomycin", Dose(amount=2 * reference.reference, unit="mg")),))
+    difference = toxicity(double, HEALTHY).log_hazard - toxicity(single, HEALTHY).log_hazard
+    assert difference == pytest.approx(0.06)
+
+
+def test_the_record_is_preferred_to_the_measured_share_of_the_liver() -> None:
+    stated = HEALTHY.model_copy(update={"tumour_liver_fraction_percent": 10.0})
+    oil = Protocol(drugs=("Mitomycin",), embolics=("Lipiodol",))
+    assert toxicity(oil, HEALTHY, 900, 1500).log_hazard > toxicity(oil, stated, 900, 1500).log_hazard

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sksurv.linear_model import CoxPHSurvivalAnalysis
+
+from models.training.breslow import breslow_survival
+from models.training.losses import (
+    cox_efron,
+    flow_loss,
+    gradient_difference,
+    paired_effect_loss,
+    region_weights,
+    weighted_l1,
+)
+
+
+def brute_force_efron(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
+    """Efron's formula written out, one death time after the other."""
+    total = 0.0
+    for t in np.unique(time[event]):
+        tied = event & (time == t)
+        at_risk, dying, d = np.exp(risk[time >= t]).sum(), np.exp(risk[tied]).sum(), int(tied.sum())
+        total += risk[tied].sum() - sum(np.log(at_risk - j / d * dying) for j in range(d))
+    return -total / event.sum()
+
+
+@pytest.mark.parametrize("levels", [3, 8, 10_000])
+def test_efron_equals_the_formula_with_and_without_ties(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    risk, time, event = rng.normal(size=60), rng.integers(1, levels + 1, 60).astype(float), rng.random(60) < 0.6
+    ours = cox_efron(torch.tensor(risk), torch.tensor(time), torch.tensor(event))
+    assert float(ours) == pytest.approx(brute_force_efron(risk, time, event), rel=1e-9)
+
+
+def test_efron_optimum_equals_scikit_survival_on_tied_times() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(200, 2))
+    time = np.ceil(-np.log(rng.uniform(size=200)) / np.exp(x @ [0.8, -0.5]) * 6)
+    event = rng.random(200) < 0.7
+    reference = CoxPHSurvivalAnalysis(ties="efron", tol=1e-12).fit(
+        x, np.array(list(zip(event, time, strict=True)), dtype=[("event", bool), ("time", float)])
+    )
+    weight = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight], max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = cox_efron(torch.tensor(x) @ weight, torch.tensor(time), torch.tensor(event))
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    np.testing.assert_allclose(weight.detach().numpy(), reference.coef_, atol=1e-5)
+
+
+def test_efron_ignores_a_common_shift_and_stays_finite_for_large_risks() -> None:
+    risk = torch.tensor([0.1, 2.0, -1.0, 0.5])
+    time, event = torch.tensor([3.0, 2.0, 2.0, 5.0]), torch.tensor([True, True, True, False])
+    torch.testing.assert_close(cox_efron(risk, time, event), cox_efron(risk + 500.0, time, event), rtol=1e-4, atol=1e-5)
+
+
+def test_efron_without_a_death_is_zero_with_zero_gradient() -> None:
+    risk = torch.randn(4, requires_grad=True)
+    loss = cox_efron(risk, torch.arange(4.0), torch.zeros(4, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert risk.grad is not None
+    assert not risk.grad.any()
+
+
+def test_breslow_equals_scikit_survival() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(80, 1))
+    time, event = np.ceil(rng.exponential(10, 80)), rng.random(80) < 0.6
+    outcome = np.array(list(zip(event, time, strict=True)), dtype=[("event", bool), ("time", float)])
+    model = CoxPHSurvivalAnalysis(ties="breslow").fit(x, outcome)
+    expected = model.predict_survival_function(np.zeros((1, 1)))[0]
+    grid = expected.x
+    np.testing.assert_allclose(breslow_survival(model.predict(x), time, event, grid), expected(grid), rtol=1e-9)
+
+
+def test_survival_curve_without_covariates_is_nelson_aalen() -> None:
+    # two die of four at risk at t=1, one of one at t=3
+    curve = breslow_survival(
+        np.zeros(4), np.array([1.0, 1.0, 2.0, 3.0]), np.array([1, 1, 0, 1], bool), np.array([0.5, 1, 3])
+    )
+    np.testing.assert_allclose(curve, np.exp([-0.0, -0.5, -1.5]))
+
+
+def test_weighted_l1_counts_heavy_voxels_by_hand() -> None:
+    target = torch.zeros(1, 1, 1, 1, 2)
+    image, weight = torch.tensor([1.0, 3.0]).view_as(target), torch.tensor([1.0, 4.0]).view_as(target)
+    assert float(weighted_l1(image, target, weight)) == pytest.approx((1 + 12) / 5)
+
+
+def test_gradient_difference_sees_blur_but_not_offset() -> None:
+    target = torch.zeros(1, 1, 4, 4, 4)
+    target[..., 2:] = 1.0
+    weight = torch.ones_like(target)
+    assert float(gradient_difference(target + 0.3, target, weight)) == pytest.approx(0.0, abs=1e-6)
+    assert float(gradient_difference(torch.full_like(target, 0.5), target, weight)) > 0.1
+
+
+def test_flow_loss_counts_each_sample_alike_however_small_its_tumour() -> None:
+    region = torch.zeros(2, 1, 8, 8, 8)
+    region[0, :, :1, :1, :1] = 1
+    region[1] = 1
+    target = torch.zeros(2, 3, 8, 8, 8)
+    assert float(flow_loss(target + 2.0, target, region, outside=0.0)) == pytest.approx(4.0)
+
+
+def test_paired_loss_only_sees_the_difference_between_protocols() -> None:
+    region = torch.ones(4, 1, 4, 4, 4)
+    target = torch.randn(4, 2, 4, 4, 4)
+    common = torch.randn(2, 2, 4, 4, 4).repeat_interleave(2, dim=0)
+    assert float(paired_effect_loss(target + common, target, region)) == pytest.approx(0.0, abs=1e-9)
+    one_sided = target.clone()
+    one_sided[0] += 1.0
+    assert float(paired_effect_loss(one_sided, target, region)) == pytest.approx(0.25)  # half of 1, over two pairs
+
+
+def test_region_has_full_weight_inside_half_around_none_far_away() -> None:
+    mask = torch.zeros(1, 1, 8, 8, 8)
+    mask[..., 4, 4, 4] = 1.0
+    weight = region_weights(mask)
+    assert float(weight[..., 4, 4, 4]) == 1.0
+    assert float(weight[..., 4, 4, 5]) == 0.5
+    assert float(weight[..., 0, 0, 0]) == 0.0

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.errors import RunError, WeightsError
+from models.networks.autoencoder import Autoencoder
+from models.networks.preset import Preset
+from models.training.autoencoder import AutoencoderTask, train_autoencoder
+from models.training.denoiser import DenoiserTask, draw_times, effect_slope, train_denoiser
+from models.training.export import export_bundle, load_trained
+from models.training.latents import compute_latents
+from models.training.loop import FINAL, Budget, Cadence, RunResult, Task, learning_rate, run_training, update_average
+from models.training.pool import crop_around, hu_to_unit
+from models.training.segmenter import SegmenterTask, train_segmenter
+from models.training.survival import SurvivalTask, train_survival
+from models.weights import build_network, load_world_model
+from tests.models.training.conftest import FakePool
+
+QUIET = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.5)
+Train = Callable[..., RunResult]
+
+
+def _autoencoder(tiny: Preset) -> Autoencoder:
+    torch.manual_seed(3)
+    network = build_network("autoencoder", tiny)
+    assert isinstance(network, Autoencoder)
+    return network.eval()
+
+
+def _trainer(name: str, pool: FakePool, tiny: Preset) -> Train:
+    def train(out: Path, **options: Any) -> RunResult:
+        common = {"cadence": QUIET, "mixed_precision": False, **options}
+        if name == "autoencoder":
+            return train_autoencoder(pool, tiny, out, **common)
+        trainer = {"denoiser": train_denoiser, "segmenter": train_segmenter, "survival": train_survival}[name]
+        return trainer(pool, tiny, _autoencoder(tiny), out, autoencoder_id="test", **common)  # type: ignore[operator]
+
+    return train
+
+
+def _losses(out: Path) -> list[float]:
+    with (out / "metrics.csv").open(newline="") as file:
+        return [
+            float(row["value"]) for row in csv.DictReader(file) if row["split"] == "train" and row["metric"] == "loss"
+        ]
+
+
+NETWORKS = ("autoencoder", "denoiser", "segmenter", "survival")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    name: str, pool: FakePool, tiny: Preset, tmp_path: Path
+) -> None:
+    train = _trainer(name, pool, tiny)
+    train(tmp_path / "whole", seed=5, steps=6)
+    broken = train(tmp_path / "broken", seed=5, steps=6, stop_after=3)
+    assert not broken.finished
+    assert not (tmp_path / "broken" / FINAL).exists()
+    resumed = train(tmp_path / "broken", seed=5, steps=6, resume=True)
+    assert resumed.finished
+    whole, again = load_file(tmp_path / "whole" / FINAL), load_file(tmp_path / "broken" / FINAL)
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "broken")
+    assert len(_losses(tmp_path / "whole")) == 6
+    assert list((tmp_path / "whole" / "samples").glob("*.png"))
+
+
+def _task(name: str, pool: FakePool, tiny: Preset, folder: Path) -> Task:
+    torch.manual_seed(7)
+    if name == "autoencoder":
+        return AutoencoderTask(pool, tiny)
+    autoencoder = _autoencoder(tiny)
+    if name == "denoiser":
+        return DenoiserTask(
+            pool, tiny, compute_latents(autoencoder, pool, tiny, folder / "latents", "test"), autoencoder
+        )
+    return SegmenterTask(pool, tiny, autoencoder) if name == "segmenter" else SurvivalTask(pool, tiny, autoencoder)
+
+
+def _loss_on_the_same_batches(task: Task) -> float:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        return float(np.mean([task.loss(rng, 1.0)[0].item() for _ in range(6)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("autoencoder", 25), ("denoiser", 80), ("segmenter", 25), ("survival", 25)]
+)
+def test_a_few_steps_lower_the_loss(name: str, steps: int, pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    task = _task(name, pool, tiny, tmp_path)
+    before = _loss_on_the_same_batches(task)
+    options = getattr(tiny.training, name).model_copy(update={"ema": 0.5, "learning_rate": 0.01})
+    run_training(
+        task, options, tmp_path / name, seed=1, budget=Budget(1.0, steps), fingerprint="test", resume=False, cadence=QUIET,
+        mixed_precision=False,
+    )  # fmt: skip
+    assert _loss_on_the_same_batches(task) < 0.95 * before
+
+
+def test_a_run_is_not_overwritten_and_not_continued_as_another(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    train = _trainer("autoencoder", pool, tiny)
+    train(tmp_path, seed=0, steps=2, stop_after=1)
+    with pytest.raises(RunError, match="--resume"):
+        train(tmp_path, seed=0, steps=2)
+    with pytest.raises(RunError, match="other data, preset or seed"):
+        train(tmp_path, seed=1, steps=2, resume=True)
+
+
+def test_a_damaged_checkpoint_is_one_sentence(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    train = _trainer("autoencoder", pool, tiny)
+    train(tmp_path, seed=0, steps=2, stop_after=1)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(RunError, match="can't be continued"):
+        train(tmp_path, seed=0, steps=2, resume=True)
+
+
+def test_a_finished_run_is_kept(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    train = _trainer("autoencoder", pool, tiny)
+    train(tmp_path, seed=0, steps=2)
+    before = (tmp_path / FINAL).read_bytes()
+    assert train(tmp_path, seed=0, steps=2, resume=True).step == 2
+    assert (tmp_path / FINAL).read_bytes() == before
+
+
+def test_the_average_moves_from_the_first_step() -> None:
+    network, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    start = average.weight.detach().clone()
+    update_average(average, network, decay=0.999, step=0)
+    expected = 0.1 * start + 0.9 * network.weight.detach()
+    torch.testing.assert_close(average.weight.detach(), expected)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(1.0, step, warmup=10, progress=step / 100) for step in range(101)]
+    assert rates[0] < rates[5] < rates[9]
+    assert rates[100] == pytest.approx(0.02)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_latents_are_computed_once_and_continued(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    autoencoder = _autoencoder(tiny)
+    first = compute_latents(autoencoder, pool, tiny, tmp_path, "a")
+    x = hu_to_unit(pool.post[2, 1], tiny.hu_window)[None, None]
+    with torch.no_grad():
+        exact = autoencoder.encode(x)[0].numpy()
+    assert np.corrcoef(exact.ravel(), first.post[2, 1].astype(np.float64).ravel())[0, 1] > 0.999
+    assert float(first.mask[3].sum()) * 64 == pytest.approx(float(pool.tumour_mask[3].sum()), rel=1e-2)
+    stamp = (tmp_path / "pre.npy").stat().st_mtime_ns
+    compute_latents(autoencoder, pool, tiny, tmp_path, "a")
+    assert (tmp_path / "pre.npy").stat().st_mtime_ns == stamp
+    compute_latents(autoencoder, pool, tiny, tmp_path, "b")
+    assert (tmp_path / "pre.npy").stat().st_mtime_ns > stamp
+
+
+def test_crops_hold_the_tumour_and_hu_maps_to_the_unit_range(pool: FakePool) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        assert pool.tumour_mask[0][crop_around(pool.tumour_mask[0], 16, rng)].any()
+    values = hu_to_unit(np.array([-1024, -175, 212.5, 600, 3000]), (-175.0, 600.0))
+    np.testing.assert_allclose(values.numpy(), [-1, -1, 0, 1, 1], atol=1e-6)
+
+
+def test_times_cover_the_start_of_the_flow() -> None:
+    times = draw_times(np.random.default_rng(0), 4000).numpy()
+    assert times.min() < 0.005
+    assert times.max() > 0.995
+    assert np.mean((times > 0.25) & (times < 0.75)) > 0.6
+
+
+def test_effect_slope_of_half_the_effect_is_a_half_whatever_the_patient_level() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(30, 4))
+    slope, r = effect_slope(true, 0.5 * true + rng.normal(size=(30, 1)) * 10)
+    assert slope == pytest.approx(0.5)
+    assert r == pytest.approx(1.0)
+
+
+def test_four_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in NETWORKS:
+        _trainer(name, pool, tiny)(run / name, seed=0, steps=1)
+    manifest = export_bundle(run, tiny, tmp_path / "weights", origin="synthetic", provenance={"command": "test"})
+    model = load_world_model(tmp_path / "weights")
+    assert model.weights_hash == manifest.weights_hash
+    assert model.baseline is not None
+    assert model.baseline.survival[0] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(model.baseline.survival))
+    trained, _ = load_trained("denoiser", run, tiny)
+    for mine, theirs in zip(model.denoiser.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=1e-6)
+    with pytest.raises(WeightsError, match="no trained autoencoder"):
+        load_trained("autoencoder", tmp_path / "elsewhere", tiny)
