@@ -1,8 +1,12 @@
-"""`python -m evals.bench search`: speed of this search against the same search done as the paper's public script does it.
+"""`python -m evals.bench search`: speed of this search against the same search done as the paper's public script does
+it.
 
-The public script's loop (`loop_like_the_public_script`): B beams that start equal; at every horizon each beam tries every agent that the
-conflict rules allow with T replicas, one simulation at a time in fp32; nothing is reused between beams; networks stay loaded.
-Ours is the `beam` strategy as `mewm plan` runs it. Both use the same weights, sampling steps, T, B, horizons and action set.
+The public script's loop (`loop_like_the_public_script`): B beams that start equal; at every horizon each beam tries
+every agent that the
+conflict rules allow with T replicas, one simulation at a time in fp32; nothing is reused between beams; networks stay
+loaded.
+Ours is the `beam` strategy as `mewm plan` runs it. Both use the same weights, sampling steps, T, B, horizons and
+action set.
 The second loop is the same one at our precision, which separates the gain of reuse and batching from that of bf16.
 """
 
@@ -55,18 +59,29 @@ def our_search(case: Path, folder: Path, settings: PlannerSettings) -> tuple[Tim
     """The planner on a fresh run folder.
 
     Returns:
-        Its timing (search nodes with the last comparison, without the report), and the drugs and embolics that were searched.
+        Its timing (search nodes with the last comparison, without the report), and the drugs and embolics that were
+        searched.
     """
     run = start_run(case, folder, settings)
     plan = next(event.plan for event in run.execute(make_services) if isinstance(event, Planned))
     assert plan.chosen is not None
     seconds = sum(plan.execution.seconds_by_node.get(node, 0.0) for node in (*SEARCH_NODES, "finalise"))
     drugs, embolics = ([n.item for n in plan.proposals if n.kept and n.kind == kind] for kind in ("drug", "embolic"))
-    return Timing("this search (batched, no repeats)", plan.simulations, seconds, plan.chosen.assessed.key), drugs, embolics
+    return (
+        Timing("this search (batched, no repeats)", plan.simulations, seconds, plan.chosen.assessed.key),
+        drugs,
+        embolics,
+    )
 
 
 def loop_like_the_public_script(
-    case: Path, folder: Path, settings: PlannerSettings, drugs: list[str], embolics: list[str], precision: Precision, console: Console
+    case: Path,
+    folder: Path,
+    settings: PlannerSettings,
+    drugs: list[str],
+    embolics: list[str],
+    precision: Precision,
+    console: Console,
 ) -> Timing:
     """The paper's search as its public script runs it (see the module's docstring).
 
@@ -105,7 +120,10 @@ def loop_like_the_public_script(
                 for protocol, verdict in zip(grown, stage, strict=True):
                     if verdict.allowed:
                         # every beam draws its own noise
-                        seeds = range((depth * settings.beams + index) * settings.replicas, (depth * settings.beams + index + 1) * settings.replicas)
+                        seeds = range(
+                            (depth * settings.beams + index) * settings.replicas,
+                            (depth * settings.beams + index + 1) * settings.replicas,
+                        )
                         tried.append((float(np.mean([risk(protocol, seed) for seed in seeds])), protocol))
                         simulations += settings.replicas
                 best = min(tried, key=lambda pair: pair[0], default=(score, plan))
@@ -129,17 +147,21 @@ def bench_search(settings: PlannerSettings, console: Console) -> dict[str, objec
         if Engine(settings.device).precision != "fp32":
             precisions.append("bf16")
         loops = [
-            loop_like_the_public_script(case, folder / f"loop-{p}", settings, drugs, embolics, p, console) for p in precisions
+            loop_like_the_public_script(case, folder / f"loop-{p}", settings, drugs, embolics, p, console)
+            for p in precisions
         ]
-    table = Table(title=f"Search at T = {settings.replicas}, B = {settings.beams}, horizons {settings.drug_horizon} + {settings.embolic_horizon}, {len(drugs)} drugs, {len(embolics)} embolics")
+    setting = (
+        f"T = {settings.replicas}, B = {settings.beams}, horizons {settings.drug_horizon} + {settings.embolic_horizon}"
+    )
+    table = Table(title=f"Search at {setting}, {len(drugs)} drugs, {len(embolics)} embolics")
     for column in ("search", "simulations", "seconds", "ms per simulation", "ratio to ours"):
         table.add_column(column)
     for timing in (ours, *loops):
-        table.add_row(
-            timing.name, str(timing.simulations), f"{timing.seconds:.1f}", f"{timing.per_simulation_ms:.0f}", f"{timing.seconds / ours.seconds:.1f}"
-        )  # fmt: skip
+        cells = (f"{timing.seconds:.1f}", f"{timing.per_simulation_ms:.0f}", f"{timing.seconds / ours.seconds:.1f}")
+        table.add_row(timing.name, str(timing.simulations), *cells)
     console.print(table)
-    console.print(f"{os.cpu_count()} CPU cores, torch {torch.__version__}, {torch.get_num_threads()} threads, device {settings.device}")
+    threads = torch.get_num_threads()
+    console.print(f"{os.cpu_count()} CPU cores, torch {torch.__version__}, {threads} threads, device {settings.device}")
     return {
         "settings": settings.model_dump(mode="json"),
         "cores": os.cpu_count(),

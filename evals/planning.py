@@ -1,8 +1,11 @@
 """`python -m evals.planning`: regret of the plan on unseen phantom patients, beside its baselines.
 
-Each patient is written as a case, planned as a user would plan it, and judged by the phantom's true risk of every protocol
-that the rules allow. Regret is the true log hazard of the choice above that of the best allowed protocol, as a share of worst
-minus best: 0 is best, 1 is worst. Finished patients are kept in the output folder, so an interrupted evaluation goes on.
+Each patient is written as a case, planned as a user would plan it, and judged by the phantom's true risk of every
+protocol
+that the rules allow. Regret is the true log hazard of the choice above that of the best allowed protocol, as a share
+of worst
+minus best: 0 is best, 1 is worst. Finished patients are kept in the output folder, so an interrupted evaluation goes
+on.
 """
 
 from __future__ import annotations
@@ -84,8 +87,8 @@ def plan_patient(seed: int, settings: PlannerSettings) -> tuple[Plan, RiskTable]
 def judge(plan: Plan, risks: RiskTable) -> Judged:
     """Compares a plan with the truth.
 
-    `policy_first` is the embedded policy without a world model: its first drug and first embolic that the rules allow together.
-    `reachable` is the best protocol that the proposed action space holds: regret that no search could avoid.
+    `policy_first` is the embedded policy without a world model: its first drug and first embolic that the rules allow
+    together. `reachable` is the best protocol that the proposed action space holds: regret that no search could avoid.
     """
     assert plan.chosen is not None
     proposed = [note for note in plan.proposals if note.kept]
@@ -113,7 +116,7 @@ def judge(plan: Plan, risks: RiskTable) -> Judged:
 
 
 def best_constant(shared: Sequence[Protocol]) -> Protocol:
-    """The protocol of lowest mean regret on other patients, among those that are allowed for every evaluated patient."""
+    """The protocol of lowest mean regret on other patients, among those allowed for every evaluated patient."""
     patients = [draw_patient(CONSTANT_SEED + index) for index in range(CONSTANT_PATIENTS)]
     risk = np.array([[respond(patient, protocol).log_hazard for protocol in shared] for patient in patients])
     low, high = risk.min(1, keepdims=True), risk.max(1, keepdims=True)
@@ -159,7 +162,9 @@ def evaluate(n: int, out: Path, settings: PlannerSettings, console: Console) -> 
     return _summarise(judged, excluded, settings, out)
 
 
-def _summarise(judged: list[dict[str, Any]], excluded: list[str], settings: PlannerSettings, out: Path) -> dict[str, Any]:
+def _summarise(
+    judged: list[dict[str, Any]], excluded: list[str], settings: PlannerSettings, out: Path
+) -> dict[str, Any]:
     shared = reduce(set.intersection, (set(content["allowed"]) for content in judged))
     order = [key for key in judged[0]["allowed"] if key in shared]
     constant = best_constant([_bare(key) for key in order])
@@ -197,7 +202,9 @@ def _bare(key: str) -> Protocol:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Prints the table."""
-    title = f"Regret on {result['n']} unseen synthetic patients (0 best allowed protocol, 1 worst; 95 % bootstrap interval)"
+    title = (
+        f"Regret on {result['n']} unseen synthetic patients (0 best allowed protocol, 1 worst; 95 % bootstrap interval)"
+    )
     table = Table(title=title)
     for column in ("who", "mean regret", "interval"):
         table.add_column(column)

@@ -1,0 +1,1 @@
+"""Domain nouns, volumes, networks, training, weights, the engine and the synthetic cohort."""

@@ -280,6 +280,11 @@ class Engine:
         """Simulated CT patches of each job, (L, S, S, S) int16 HU; see `simulate_differences`."""
         return [self.composite(prepared, d) for _, d in sorted(self.simulate_differences(prepared, jobs, steps))]
 
+    def reconstruct(self, patches: NDArray[np.generic]) -> NDArray[np.float32]:
+        """CT patches (N, S, S, S) in HU as the autoencoder reproduces them, before quantisation."""
+        latent = self._batched(self.model.autoencoder.encode, [self._unit(patches)])
+        return self._hu(self._batched(self.model.autoencoder.decode, [latent]))
+
     def segment(self, patches: NDArray[np.generic]) -> NDArray[np.uint8]:
         """Tissue classes (0 other, 1 liver, 2 viable, 3 necrotic, 4 oil) of CT patches (N, S, S, S) in HU.
 

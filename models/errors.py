@@ -1,7 +1,7 @@
 """The one error hierarchy: every failure that a user can cause or mend is a `MewmError`.
 
-The message is one sentence for the person who reads it: what is wrong, what was found, what to do. The command line prints
-it and exits with `exit_code`; anything that is not a `MewmError` is a bug and keeps its traceback.
+The message is one sentence for the person who reads it: what is wrong, what was found, what to do. The command line
+prints it and exits with `exit_code`; anything that is not a `MewmError` is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The fixed toxicity term: what a protocol does to the patient, beside what it does to the tumour.
 
-The survival network sees images only and never an agent's name. Harm to liver, kidney, marrow and heart is therefore added
-as a fixed, sourced term (`toxicity.yaml`) of class, dose and clinical record. It is never fitted to data.
+The survival network sees images only and never an agent's name. Harm to liver, kidney, marrow and heart is therefore
+added as a fixed, sourced term (`toxicity.yaml`) of class, dose and clinical record. It is never fitted to data.
 """
 
 from __future__ import annotations
@@ -65,15 +65,16 @@ def toxicity(
 ) -> ToxicityTerm:
     """Toxicity of a protocol as an addition to the log hazard of death.
 
-    Each agent contributes ``base(class) x dose / reference dose x product of the factors that hold``. A stated dose scales
-    the term; without one the reference dose is meant. A factor whose input is missing is left out and named in
+    Each agent contributes ``base(class) x dose / reference dose x product of the factors that hold``. A stated dose
+    scales the term; without one the reference dose is meant. A factor whose input is missing is left out and named in
     `not_evaluable`: it is never assumed to be normal or abnormal.
 
     Args:
         protocol: Canonical protocol.
         record: Clinical record; absent fields stay absent.
         tumour_ml: Tumour volume in ml, from the segmentation.
-        liver_ml: Volume of liver with tumour in ml. Both volumes are needed for the tumour's share of the liver where the
+        liver_ml: Volume of liver with tumour in ml. Both volumes are needed for the tumour's share of the liver where
+        the
             record does not state it.
 
     Returns:

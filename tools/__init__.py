@@ -1,0 +1,1 @@
+"""The typed tools: plain functions over a workspace, one file each, and their registry."""

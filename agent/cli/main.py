@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from agent.cli import case, data, plan, train
+from agent.cli import case, data, evaluate, plan, train
 from models.errors import MewmError
 
 
@@ -39,6 +39,7 @@ app.add_typer(case.app, name="case")
 app.add_typer(data.app, name="data")
 plan.register(app)
 train.register(app)
+evaluate.register(app)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def summary(plan: Plan, folder: Path, console: Console) -> None:
     if plan.chosen is not None:
         console.print(finalist_table(plan))
         console.print(Text(plan.confidence_note, style="dim"))
-    lines = [f"Goal: {plan.goal.note} {plan.goal.changed}"]
+    lines = [f"Goal: {plan.goal.note} {plan.goal.changed}" if plan.goal.text.strip() else plan.goal.changed]
     if plan.ties:
         lines.append(f"Can't be told apart from the chosen one: {'; '.join(plan.ties)}.")
     lines += [f"Rule {f.rule_id} ({f.strength}): {f.message}" for f in finalist_rules(plan)]
@@ -159,7 +159,7 @@ def finalist_table(plan: Plan) -> Table:
     """The finalists side by side."""
     table = Table(title=f"Finalists, {plan.finalists[0].assessed.objective.n} replicas each on common seeds")
     table.add_column("")
-    table.add_column("protocol", min_width=24)
+    table.add_column("protocol", min_width=18)
     for name in ("objective", "viable ml", "mRECIST", "behind by"):
         table.add_column(name, justify="right", no_wrap=True)
     for place in plan.finalists:

@@ -24,7 +24,7 @@ __all__ = ["BURDEN_SIZE", "RECORD_SIZE", "SurvivalNet", "post_channel", "record_
 
 
 def post_channel(labels: Tensor) -> Tensor:
-    """Second input channel after treatment: the viable tumour. (Before treatment it is the tumour mask.)
+    """Second input channel after treatment: the viable tumour; before treatment it is the tumour mask.
 
     Args:
         labels: classes of `models.networks.segmenter.Tissue`, any shape.

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from models.phantom.field import FloatArray, Grid, smooth_field
 from models.phantom.patient import LEFT_LOBE, RIGHT_LOBE, Patient
 
-# HU by tissue and contrast phase; arterial values of aorta and parenchyma after the real case described in the data card.
+# HU by tissue and contrast phase; arterial values of aorta and parenchyma after the real case described in the data
+# card.
 HU = {
     "arterial": {"aorta": 350.0, "portal": 115.0, "vein": 70.0, "spleen": 125.0, "kidney": 170.0, "liver": 76.0},
     "portal": {"aorta": 165.0, "portal": 185.0, "vein": 165.0, "spleen": 125.0, "kidney": 180.0, "liver": 112.0},

@@ -139,7 +139,7 @@ def write_demo_case(out: Path) -> Case:
 
 
 def all_protocols(action_set: str, drug_horizon: int, embolic_horizon: int) -> Iterator[Protocol]:
-    """Every protocol of an action set with 1 to `drug_horizon` drugs and 1 to `embolic_horizon` embolics, rules apart."""
+    """Every protocol with 1 to `drug_horizon` drugs and 1 to `embolic_horizon` embolics, rules apart."""
     formulary = Formulary.load(action_set)
     for i in range(1, drug_horizon + 1):
         for drugs in combinations([item.name for item in formulary.drugs], i):

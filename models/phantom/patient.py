@@ -19,7 +19,9 @@ FEATURES: Final = ("vascularity", "core", "infiltration", "capsule", "shunt", "t
 @lru_cache(maxsize=1)
 def parameters() -> dict[str, Any]:
     """The cohort's parameters (`parameters.yaml`)."""
-    table: dict[str, Any] = yaml.safe_load(files("models.phantom").joinpath("parameters.yaml").read_text(encoding="utf-8"))
+    table: dict[str, Any] = yaml.safe_load(
+        files("models.phantom").joinpath("parameters.yaml").read_text(encoding="utf-8")
+    )
     return table
 
 
@@ -43,7 +45,8 @@ class Lesion:
 class Patient:
     """One phantom patient.
 
-    `traits` are the image-visible features in [0, 1]: vascularity, core, infiltration, capsule, shunt, texture. `hidden` holds a
+    `traits` are the image-visible features in [0, 1]: vascularity, core, infiltration, capsule, shunt, texture.
+    `hidden` holds a
     multiplier per item (in `ITEM_ORDER`) that nothing shows. `toxicity_sensitivity` multiplies the fixed toxicity term.
     """
 

@@ -1,4 +1,4 @@
-"""The training pool: patches of phantom patients under random protocols, rendered in parallel into memory-mapped files."""
+"""The training pool: patches of phantom patients under random protocols, rendered in parallel to memory maps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from models.errors import InputError
 from models.formulary import Formulary
 from models.networks.action import action_vector
 from models.phantom.patient import draw_patient, parameters
-from models.phantom.render import render
-from models.phantom.response import draw_survival, respond
+from models.phantom.render import Scan, render
+from models.phantom.response import TrueResponse, draw_survival, respond
 from models.protocol import Dose, Protocol
 
 SIZE = 64
@@ -113,7 +113,9 @@ def random_protocol(rng: np.random.Generator) -> Protocol:
     Lipiodol is in half of them: it is in nearly every real protocol, and its clumps are the hardest thing to draw.
     """
     formulary = Formulary.load("all")
-    drugs = rng.choice([i.name for i in formulary.drugs], int(rng.choice([1, 2, 3], p=[0.35, 0.35, 0.3])), replace=False)
+    drugs = rng.choice(
+        [i.name for i in formulary.drugs], int(rng.choice([1, 2, 3], p=[0.35, 0.35, 0.3])), replace=False
+    )
     number = int(rng.choice([0, 1, 2], p=[0.05, 0.5, 0.45]))
     others = [item.name for item in formulary.embolics if item.name != "Lipiodol"]
     embolics = list(rng.choice(others, number, replace=False))
@@ -139,11 +141,16 @@ def _render_patient(seed: int, k: int) -> dict[str, object]:
     affine[:3, 3] = centre - spacing * (SIZE - 1) / 2.0
     shape = (SIZE, SIZE, SIZE)
 
-    def scan(scan_seed: int, response: object = None):  # type: ignore[no-untyped-def]
+    def scan(scan_seed: int, response: TrueResponse | None = None) -> Scan:
         kernel = np.random.default_rng([seed, 31, scan_seed])
         return render(
-            patient, affine, shape, response=response, scan_seed=scan_seed,  # type: ignore[arg-type]
-            noise_hu=float(kernel.uniform(3.0, 14.0)), blur_vox=tuple(kernel.uniform(0.25, 0.8, 3)),
+            patient,
+            affine,
+            shape,
+            response=response,
+            scan_seed=scan_seed,
+            noise_hu=float(kernel.uniform(3.0, 14.0)),
+            blur_vox=tuple(kernel.uniform(0.25, 0.8, 3)),
         )
 
     before = scan(0)
@@ -197,7 +204,9 @@ def write_pool(
     if n < 8 or k < 1:
         raise InputError(f"A pool needs at least 8 patients and 1 protocol each; got --n {n} --k {k}.")
     if seed + n >= 900_000:
-        raise InputError(f"Training seeds must stay below 900000, where the evaluation cohort begins; got {seed} + {n}.")
+        raise InputError(
+            f"Training seeds must stay below 900000, where the evaluation cohort begins; got {seed} + {n}."
+        )
     arguments = {"patients": n, "k": k, "seed": seed, "phantom_version": parameters()["version"]}
     index = out / "pool.json"
     if index.exists() and json.loads(index.read_text(encoding="utf-8"))["arguments"] == arguments:
@@ -206,8 +215,6 @@ def write_pool(
     index.unlink(missing_ok=True)
     for name, (dtype, shape, per_protocol) in _ARRAYS.items():
         full = (n, k, *shape) if per_protocol else (n, *shape)
-        with open(out / f"{name}.npy.part", "wb"):
-            pass
         np.lib.format.open_memmap(str(out / f"{name}.npy.part"), mode="w+", dtype=np.dtype(dtype), shape=full).flush()
     blocks = [range(start, min(start + 8, n)) for start in range(0, n, 8)]
     protocols: list[object] = []

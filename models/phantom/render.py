@@ -44,7 +44,10 @@ class _LesionFields:
 
 
 def _bounding_grid(lesion: Lesion, grow: float = 1.45) -> Grid:
-    axes = [np.linspace(c - grow * r, c + grow * r, _LESION_SAMPLES) for c, r in zip(lesion.centre_mm, lesion.radii_mm, strict=True)]
+    axes = [
+        np.linspace(c - grow * r, c + grow * r, _LESION_SAMPLES)
+        for c, r in zip(lesion.centre_mm, lesion.radii_mm, strict=True)
+    ]
     return Grid(*axes)
 
 

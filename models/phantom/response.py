@@ -66,8 +66,8 @@ def respond(patient: Patient, protocol: Protocol) -> TrueResponse:
         protocol: Any protocol over the full formulary; the empty one lets the tumour grow.
 
     Returns:
-        Response per lesion, total viable volume in ml, toxicity as log hazard, and the log hazard of death relative to the
-        cohort's reference.
+        Response per lesion, total viable volume in ml, toxicity as log hazard, and the log hazard of death relative
+        to the cohort's reference.
     """
     p = parameters()["response"]
     features = patient.features
@@ -82,7 +82,8 @@ def respond(patient: Patient, protocol: Protocol) -> TrueResponse:
         open_shunt *= 1.0 - row["closure"]
     kept = 1.0 - p["shunt_loss"] * open_shunt
     potency = [
-        p["drugs"][d]["base"] * _weight(p["drugs"][d], features) * hidden[d] * _dose_factor(protocol, d) for d in protocol.drugs
+        p["drugs"][d]["base"] * _weight(p["drugs"][d], features) * hidden[d] * _dose_factor(protocol, d)
+        for d in protocol.drugs
     ]
     q = p["saturation"]
     drug_kill = p["gain"] * float(np.sum(np.power(potency, q))) ** (1.0 / q) if potency else 0.0
@@ -93,7 +94,20 @@ def respond(patient: Patient, protocol: Protocol) -> TrueResponse:
         noise = np.random.default_rng([patient.seed, 7]).normal(0.0, o["sd"])
         particle = any(e in _PARTICLES for e in protocol.embolics)
         dose = _dose_factor(protocol, "Lipiodol")
-        oil = float(np.clip((o["base"] + o["vascularity"] * features["vascularity"] + o["particle"] * particle + o["shunt"] * open_shunt + noise) * dose, 0.06, 0.92))
+        oil = float(
+            np.clip(
+                (
+                    o["base"]
+                    + o["vascularity"] * features["vascularity"]
+                    + o["particle"] * particle
+                    + o["shunt"] * open_shunt
+                    + noise
+                )
+                * dose,
+                0.06,
+                0.92,
+            )
+        )
     lesions = []
     for lesion in patient.lesions:
         viable = max(float(np.exp(-kill * lesion.response)), p["floor"])
@@ -108,7 +122,7 @@ def respond(patient: Patient, protocol: Protocol) -> TrueResponse:
 
 
 def log_hazard(patient: Patient, viable_ml: float, toxicity_log_hazard: float) -> float:
-    """Log hazard of death, from what is left of the tumour, the toxicity and the record (`parameters.yaml`, survival)."""
+    """Log hazard of death, from the tumour that is left, the toxicity and the record (`parameters.yaml`)."""
     s, record = parameters()["survival"], patient.record
     value = s["viable"] * (np.log(viable_ml + 5.0) - s["viable_reference"])
     value += s["toxicity"] * patient.toxicity_sensitivity * toxicity_log_hazard
@@ -129,7 +143,7 @@ def draw_survival(log_hazards: Sequence[float], rng: np.random.Generator) -> tup
 
 
 def clinician_protocol(patient: Patient) -> Protocol:
-    """The protocol really given: a clinician with habits who does less for a frail patient (confounded by severity)."""
+    """The protocol really given: a clinician with habits who does less for a frail patient (confounding)."""
     c = parameters()["clinician"]
     rng = np.random.default_rng([patient.seed, 11])
     weights = np.array([h["weight"] for h in c["habits"]])

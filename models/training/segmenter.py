@@ -158,5 +158,5 @@ def train_segmenter(
     return run_training(
         task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
         fingerprint=f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} seed {seed}", resume=resume,
-        cadence=cadence, mixed_precision=mixed_precision, stop_after=stop_after,
+        cadence=cadence or Cadence(validate_every=0.25), mixed_precision=mixed_precision, stop_after=stop_after,
     )  # fmt: skip

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -15,7 +13,7 @@ from tools.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def table(tmp_path_factory: pytest.TempPathFactory):
     patient = draw_patient(900_001)
     folder = tmp_path_factory.mktemp("oracle")
     write_phantom_case(patient, folder / "case")
@@ -23,7 +21,7 @@ def table(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     return patient, true_risks(patient, allowed_protocols(patient.patient_id, workspace, "policy", 2, 1))
 
 
-def test_no_allowed_protocol_breaks_a_blocking_class_rule(table) -> None:  # noqa: ANN001
+def test_no_allowed_protocol_breaks_a_blocking_class_rule(table) -> None:
     _, risks = table
     classes = {item.name: item.item_class for item in Formulary.load("policy").items}
     for protocol in risks.protocols:
@@ -34,7 +32,7 @@ def test_no_allowed_protocol_breaks_a_blocking_class_rule(table) -> None:  # noq
     assert len(risks.protocols) == (10 + 45 - 6 - 3) * 6
 
 
-def test_regret_is_zero_for_the_best_and_one_for_the_worst_by_brute_force(table) -> None:  # noqa: ANN001
+def test_regret_is_zero_for_the_best_and_one_for_the_worst_by_brute_force(table) -> None:
     patient, risks = table
     values = {p.key: respond(patient, p).log_hazard for p in risks.protocols}
     assert risks.best.key == min(values, key=values.__getitem__)
@@ -43,6 +41,6 @@ def test_regret_is_zero_for_the_best_and_one_for_the_worst_by_brute_force(table)
     assert 0.0 < float(np.mean(risks.regrets)) < 1.0
 
 
-def test_a_protocol_outside_the_table_is_refused(table) -> None:  # noqa: ANN001
+def test_a_protocol_outside_the_table_is_refused(table) -> None:
     with pytest.raises(KeyError):
         table[1].regret(Protocol(drugs=("Cisplatin", "Oxaliplatin"), embolics=("Lipiodol",)))

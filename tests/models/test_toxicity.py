@@ -41,9 +41,14 @@ def test_a_missing_input_is_named_and_never_assumed() -> None:
     term = toxicity(TRIPLE, ClinicalRecord())
     assert term.log_hazard == pytest.approx(0.19)
     assert term.not_evaluable == (
-        "bilirubin_mg_dl (T03)", "child_pugh_score (T01)", "child_pugh_score (T02)", "creatinine_clearance_ml_min (T04)",
-        "lvef_percent (T07)", "platelets_10e9_l (T06)", "tumour_liver_fraction_percent (T08)",
-    )  # fmt: skip
+        "bilirubin_mg_dl (T03)",
+        "child_pugh_score (T01)",
+        "child_pugh_score (T02)",
+        "creatinine_clearance_ml_min (T04)",
+        "lvef_percent (T07)",
+        "platelets_10e9_l (T06)",
+        "tumour_liver_fraction_percent (T08)",
+    )
 
 
 def test_a_dose_scales_its_agent() -> None:
@@ -52,7 +57,9 @@ def test_a_dose_scales_its_agent() -> None:
 
     reference = Formulary.load("all").item("Mitomycin").dose
     assert reference is not None
-    double = Protocol(**single.model_dump(exclude={"doses"}), doses=(("Mitomycin", Dose(amount=2 * reference.reference, unit="mg")),))
+    double = Protocol(
+        **single.model_dump(exclude={"doses"}), doses=(("Mitomycin", Dose(amount=2 * reference.reference, unit="mg")),)
+    )
     difference = toxicity(double, HEALTHY).log_hazard - toxicity(single, HEALTHY).log_hazard
     assert difference == pytest.approx(0.06)
 

@@ -96,3 +96,16 @@ def test_errors_are_one_sentence_and_an_exit_code(tmp_path, case, world, argumen
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_demo_plans_the_embedded_case_and_keeps_it(tmp_path, world, monkeypatch):
+    import models.phantom.cohort as cohort
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cohort, "write_demo_case", make_case)
+    done = mewm("plan", "demo", *SMALL)
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "cases" / "demo" / "case.json").is_file()
+    monkeypatch.delattr(cohort, "write_demo_case")  # the second time it is there
+    assert mewm("plan", "demo", *SMALL).exit_code == 0
+    assert len(list((tmp_path / "runs").glob("tiny-*/plan.json"))) == 2

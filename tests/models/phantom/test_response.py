@@ -15,11 +15,11 @@ from models.protocol import Dose, Protocol
 
 
 def test_response_of_one_drug_by_hand() -> None:
-    """A patient with every feature at its middle and nothing hidden: the formula, written out for one drug and one embolic."""
+    """Every feature at its middle, nothing hidden: the formula, written out for one drug and one embolic."""
     patient = draw_patient(3)
     neutral = replace(
         patient,
-        traits={name: 0.5 for name in patient.traits} | {"shunt": 0.0},
+        traits=dict.fromkeys(patient.traits, 0.5) | {"shunt": 0.0},
         hidden=(1.0,) * len(ITEM_ORDER),
         lesions=(replace(patient.lesions[0], radii_mm=(22.0, 22.0, 22.0), response=1.0),),
         record=patient.record.model_copy(update={"afp_ng_ml": 100.0}),
@@ -35,10 +35,9 @@ def test_response_of_one_drug_by_hand() -> None:
 def test_more_dose_kills_more_and_harms_more() -> None:
     for seed in range(8):
         patient = draw_patient(seed)
-        low, high = (
-            respond(patient, Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",), doses=(("Cisplatin", Dose(amount=mg, unit="mg")),)))
-            for mg in (20, 80)
-        )  # fmt: skip
+        doses = [(("Cisplatin", Dose(amount=mg, unit="mg")),) for mg in (20, 80)]
+        protocols = [Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",), doses=dose) for dose in doses]
+        low, high = (respond(patient, protocol) for protocol in protocols)
         assert high.viable_ml < low.viable_ml
         assert high.toxicity > low.toxicity
 
@@ -77,12 +76,15 @@ def test_hazard_rises_with_tumour_left_and_toxicity() -> None:
 
 
 def test_the_best_protocol_differs_between_patients() -> None:
-    """No protocol is best for more than 15 % and the best constant loses at least 15 % of the range (design of the cohort)."""
+    """No protocol is best for more than 15 %, and the best constant loses at least 15 % of the range."""
     classes = {item.name: item.item_class for item in Formulary.load("policy").items}
     protocols = [
         p
         for p in all_protocols("policy", 2, 2)
-        if all(classes[a] != classes[b] or classes[a] not in ("platinum", "anthracycline") for a, b in combinations(p.drugs, 2))
+        if all(
+            classes[a] != classes[b] or classes[a] not in ("platinum", "anthracycline")
+            for a, b in combinations(p.drugs, 2)
+        )
     ]
     patients = [draw_patient(700_000 + i) for i in range(30)]
     risk = np.array([[respond(p, q).log_hazard for q in protocols] for p in patients])
