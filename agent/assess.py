@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -22,8 +21,9 @@ from agent.search import parse_key
 from agent.state import Baseline, PlannerState, ProtocolNotes, Verdict
 from models.formulary import Formulary
 from models.protocol import Protocol
+from models.survival_curve import median_survival, survival_at
 
-BEADS = "Drug-eluting beads"
+BEAD_CLASS = "drug_eluting"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -43,29 +43,23 @@ def is_complete(protocol: Protocol) -> bool:
     return bool(protocol.drugs and protocol.embolics)
 
 
-def survival_at(baseline: Baseline, log_risk: float) -> tuple[float, ...]:
-    """Proportional hazards: S(t) = S0(t) ** exp(log_risk)."""
-    return tuple(s ** math.exp(log_risk) for s in baseline.survival)
-
-
 def median_months(baseline: Baseline | None, log_risk: float) -> float | None:
     """First time at which survival is at most one half; None where it stays above, or without a baseline."""
     if baseline is None:
         return None
-    curve = survival_at(baseline, log_risk)
-    return next((t for t, s in zip(baseline.times_months, curve, strict=True) if s <= 0.5), None)
+    return median_survival(baseline.times_months, survival_at(baseline.survival, log_risk))
 
 
 def survival_curve(baseline: Baseline | None, risk: Estimate) -> SurvivalCurve | None:
-    """The curve at the mean log-risk and at its 95 % limits over replicas; None without a baseline."""
+    """The curve at the mean log-risk and at the ends of its 95 % t interval over replicas; None without a baseline."""
     if baseline is None:
         return None
     low, high = risk.interval or (risk.mean, risk.mean)
     return SurvivalCurve(
         times_months=baseline.times_months,
-        survival=survival_at(baseline, risk.mean),
-        lower=survival_at(baseline, high),
-        upper=survival_at(baseline, low),
+        survival=survival_at(baseline.survival, risk.mean),
+        lower=survival_at(baseline.survival, high),
+        upper=survival_at(baseline.survival, low),
     )
 
 
@@ -98,12 +92,27 @@ def shown_replicas(state: PlannerState) -> dict[str, tuple[Replica, ...]]:
     """The replicas that a plan reports: finalists on the seeds of the last comparison only, all others with all of
     theirs.
 
-    A finalist's own earlier seeds may have favoured it (that is how it came so far), the common seeds favour nobody.
+    The seeds of the search favoured a finalist (that is how it came so far); those of the last comparison are fresh and
+    favour nobody.
     """
     final, seeds = set(state.contest.finalists), set(state.contest.seeds)
     return {
         key: tuple(row for row in rows if key not in final or row.seed in seeds) for key, rows in state.replicas.items()
     }
+
+
+def default_order(
+    state: PlannerState, rows: Mapping[str, Sequence[Replica]], order: Sequence[str], ranked: Sequence[str]
+) -> list[str]:
+    """The `ranked` protocols by the default weights.
+
+    Finalists and others share the seeds of the search only, so those say where finalists stand among the others; among
+    themselves the finalists keep to the seeds of the last comparison, which chose the protocol too.
+    """
+    if not ranked:
+        return []
+    fresh = iter(ranking(default_table({key: rows[key] for key in order}), order) if order else ())
+    return [next(fresh) if key in order else key for key in ranking(default_table(state.replicas), ranked)]
 
 
 def assessed_protocols(state: PlannerState, order: Sequence[str]) -> tuple[AssessedProtocol, ...]:
@@ -120,8 +129,7 @@ def assessed_protocols(state: PlannerState, order: Sequence[str]) -> tuple[Asses
     if state.reading is not None and state.reading.weights == GoalWeights():
         default_rank = rank
     else:
-        default = ranking(default_table(rows), ranked) if ranked else []
-        default_rank = {key: place for place, key in enumerate(default, 1)}
+        default_rank = {key: place for place, key in enumerate(default_order(state, rows, order, ranked), 1)}
     return tuple(
         _assessed(key, rows[key], state, rank.get(key), default_rank.get(key), finalist=key in order)
         for key in (*ranked, *rest)
@@ -190,16 +198,13 @@ def finalists(
                 margin=margin,
                 margin_interval=interval,
                 tied_with_chosen=difference is not None and difference.tied,
-                doses=tuple(
-                    dose_shown(name, formulary, on_beads=BEADS in assessed[key].protocol.embolics)
-                    for name in assessed[key].protocol.items
-                ),
+                doses=doses_shown(assessed[key].protocol, formulary),
                 findings=verdict.findings,
                 survival=survival_curve(state.baseline, assessed[key].log_risk),
                 not_evaluable=tuple(
                     dict.fromkeys(
                         [
-                            *(f"{f.rule_id}: {f.message}" for f in verdict.findings if f.status == "not_evaluable"),
+                            *(f.unclear for f in verdict.findings if f.unclear),
                             *state.notes[key].not_evaluable,
                         ]
                     )
@@ -212,16 +217,25 @@ def finalists(
 def sureness(state: PlannerState, order: Sequence[str]) -> tuple[float | None, str]:
     """Bootstrap confidence in the chosen protocol, with the sentence that says what it is."""
     if len(order) < 2:
-        return None, "There is no runner-up to compare with."
+        return None, " ".join(filter(None, ["There is no runner-up to compare with.", state.contest.note]))
     table = final_table(state, order)
     share = confidence(table, order[0], order, state.settings.seed)
     n = len(set.intersection(*(set(row) for row in table.values())))
     if share is None:
-        return None, "One replica per finalist says nothing about how sure the choice is: raise --budget."
-    return share, (
-        f"The chosen protocol has the lowest mean objective in {share:.0%} of 2000 bootstrap resamples of {n} common "
-        f"seeds, among {len(order)} finalists; this covers the simulation's randomness, not the error of the models."
+        one = "One replica per finalist says nothing about how sure the choice is: raise --budget."
+        return None, " ".join(filter(None, [one, state.contest.note]))
+    seeds = f"{n} seeds that the search did not use" if state.contest.fresh else f"{n} seeds of the search"
+    note = (
+        f"The chosen protocol has the lowest mean objective in {share:.0%} of 2000 bootstrap resamples of {seeds}, "
+        f"among {len(order)} finalists; this covers the simulation's randomness, not the error of the models."
     )
+    return share, " ".join(filter(None, [note, state.contest.note]))
+
+
+def doses_shown(protocol: Protocol, formulary: Formulary) -> tuple[DoseShown, ...]:
+    """How each agent of a protocol is dosed; drugs by the range for loading beads, where the protocol has them."""
+    beads = any(formulary.item(name).item_class == BEAD_CLASS for name in protocol.embolics)
+    return tuple(dose_shown(name, formulary, on_beads=beads) for name in protocol.items)
 
 
 def dose_shown(name: str, formulary: Formulary, *, on_beads: bool) -> DoseShown:
@@ -253,8 +267,20 @@ def dose_shown(name: str, formulary: Formulary, *, on_beads: bool) -> DoseShown:
     )
 
 
-def goal_reading(goal: Goal, order: Sequence[str], assessed: Mapping[str, AssessedProtocol]) -> GoalReading:
-    """How the goal was understood and what it changed among the protocols that were assessed."""
+def goal_reading(
+    goal: Goal,
+    order: Sequence[str],
+    assessed: Mapping[str, AssessedProtocol],
+    replicas: Mapping[str, Sequence[Replica]],
+) -> GoalReading:
+    """How the goal was understood and what it changed among the protocols that were assessed.
+
+    Args:
+        goal: The goal.
+        order: Finalists, the chosen one first.
+        assessed: All assessed protocols.
+        replicas: All replicas of them, those of the search included.
+    """
     ranked = {a.default_rank: key for key, a in assessed.items() if a.default_rank is not None}
     default_choice = ranked.get(1)
     return GoalReading(
@@ -264,12 +290,16 @@ def goal_reading(goal: Goal, order: Sequence[str], assessed: Mapping[str, Assess
         weights=goal.weights.model_dump(),
         note=goal.note,
         default_choice=default_choice,
-        changed=_changed(goal, order, default_choice, assessed),
+        changed=_changed(goal, order, default_choice, assessed, replicas),
     )
 
 
 def _changed(
-    goal: Goal, order: Sequence[str], default_choice: str | None, assessed: Mapping[str, AssessedProtocol]
+    goal: Goal,
+    order: Sequence[str],
+    default_choice: str | None,
+    assessed: Mapping[str, AssessedProtocol],
+    replicas: Mapping[str, Sequence[Replica]],
 ) -> str:
     if not order or default_choice is None:
         return "No protocol was chosen, so the goal changed nothing."
@@ -284,7 +314,9 @@ def _changed(
             f"It did not change the choice: the default weights choose the same of {count} finished protocols assessed."
         )
     now, then = assessed[chosen], assessed[default_choice]
-    risk = now.log_risk.mean - then.log_risk.mean
+    table = {key: {r.seed: r.log_risk for r in replicas[key]} for key in (chosen, default_choice)}
+    common = set(table[chosen]) & set(table[default_choice])
+    risk = paired(table, default_choice, chosen).mean if common else now.log_risk.mean - then.log_risk.mean
     toxicity = now.toxicity_log_risk - then.toxicity_log_risk
     return (
         f"With the default weights {default_choice} leads among the {count} finished protocols assessed; the goal "

@@ -106,17 +106,22 @@ class CaseNodes(Nodes):
     """load, observe, propose, refine."""
 
     def load(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
-        """Check the case and the settings, and read the goal."""
+        """Check the case, the settings and the models, and read the goal."""
         settings = make_settings(**state.options)
         state = state.model_copy(update={"settings": settings})
         recorder = self.begin("load", "Loading the case", state, runtime)
-        case = self.services(state).case(state.case_id)
+        services = self.services(state)
+        case = services.case(state.case_id)
+        conditions = services.conditions()
         goal = interpret_goal(state.goal)
-        inputs = {"case": case.content_hash, "goal": state.goal, "options": state.options}
-        result = {"case": case, "goal": goal, "settings": settings}
+        inputs = {
+            "case": case.content_hash, "goal": state.goal, "options": state.options, "conditions": conditions
+        }  # fmt: skip
+        result = {"case": case, "goal": goal, "settings": settings, "conditions": conditions}
         return {
             "settings": settings,
             "case": case,
+            "conditions": conditions,
             "reading": goal,
             "decisions": recorder.close(inputs, result, f"Goal: {goal.note}"),
         }
@@ -140,6 +145,7 @@ class CaseNodes(Nodes):
         )
         return {
             "summary": summary,
+            "scores": description.scores,
             "observation": answer,
             "degraded": (*state.degraded, *([degraded] if degraded else [])),
             "decisions": recorder.close(summary, {"summary": answer.summary}, answer.summary),

@@ -8,7 +8,7 @@ better.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,16 +32,21 @@ class Difference:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Two-sided 95 % Student t interval of the mean; None for fewer than two seeds."""
-        if self.se is None:
-            return None
-        half = float(stdtrit(self.n - 1, 0.975)) * self.se
-        return self.mean - half, self.mean + half
+        return t_interval(self.mean, self.se, self.n)
 
     @property
     def tied(self) -> bool:
         """True where the interval includes 0, or where one seed only leaves it open."""
         interval = self.interval
         return True if interval is None else interval[0] <= 0.0 <= interval[1]
+
+
+def t_interval(mean: float, se: float | None, n: int) -> tuple[float, float] | None:
+    """Two-sided 95 % Student t interval of a mean over `n` values; None where there is no standard error."""
+    if se is None:
+        return None
+    half = float(stdtrit(n - 1, 0.975)) * se
+    return mean - half, mean + half
 
 
 def mean_se(values: Sequence[float]) -> tuple[float, float | None]:
@@ -65,6 +70,33 @@ def paired(table: Table, a: str, b: str) -> Difference:
         raise ValueError(msg)
     mean, se = mean_se([table[b][seed] - table[a][seed] for seed in seeds])
     return Difference(mean, se, len(seeds))
+
+
+def pooled_variance(differences: Iterable[Difference]) -> float:
+    """Mean variance of single differences over those that have one; infinite where none has."""
+    variances = [d.se**2 * d.n for d in differences if d.se is not None]
+    return math.fsum(variances) / len(variances) if variances else math.inf
+
+
+def gain(table: Table, best: str, before: str, peers: Iterable[str]) -> Difference:
+    """Objective of `before` minus that of `best`: what a depth of the search improved.
+
+    Two seeds estimate a standard error poorly, in both directions. The variance of a difference is therefore pooled
+    over the differences between `best` and its peers.
+
+    Args:
+        table: Objectives.
+        best: The best protocol now.
+        before: The best one a depth earlier.
+        peers: The protocols kept beside it; those that share no seed with `best` are left out.
+
+    Raises:
+        ValueError: `best` and `before` share no seed.
+    """
+    own = paired(table, best, before)
+    others = (key for key in dict.fromkeys(peers) if key not in (best, before) and set(table[key]) & set(table[best]))
+    pooled = pooled_variance([own, *(paired(table, best, key) for key in others)])
+    return Difference(own.mean, math.sqrt(pooled / own.n) if math.isfinite(pooled) else None, own.n)
 
 
 def levels(table: Table, keys: Sequence[str]) -> dict[str, float]:
@@ -113,8 +145,7 @@ def contested(table: Table, keys: Sequence[str], places: int) -> list[str]:
     inside, outside = order[places - 1], order[places]
     rivals = [(key, outside if place < places else inside) for place, key in enumerate(order)]
     differences = {key: paired(table, rival, key) for key, rival in rivals}
-    variances = [d.se**2 * d.n for d in differences.values() if d.se is not None]
-    pooled = math.fsum(variances) / len(variances) if variances else math.inf
+    pooled = pooled_variance(differences.values())
     open_places = []
     for key, difference in differences.items():
         own = math.inf if difference.se is None else difference.se**2 * difference.n
@@ -126,6 +157,8 @@ def contested(table: Table, keys: Sequence[str], places: int) -> list[str]:
 
 def confidence(table: Table, chosen: str, keys: Sequence[str], seed: int, resamples: int = 2000) -> float | None:
     """Share of bootstrap resamples of the common seeds in which `chosen` has the lowest mean objective.
+
+    A resample in which several are lowest counts for each of them in equal parts.
 
     Args:
         table: Objectives.
@@ -144,4 +177,5 @@ def confidence(table: Table, chosen: str, keys: Sequence[str], seed: int, resamp
     draws = np.random.default_rng(seed).integers(0, len(common), size=(resamples, len(common)))
     means = values[:, draws].mean(axis=2)  # (protocols, resamples)
     row = list(keys).index(chosen)
-    return float(np.mean(means[row] <= means.min(axis=0)))
+    lowest = means == means.min(axis=0)
+    return float(np.mean(lowest[row] / lowest.sum(axis=0)))

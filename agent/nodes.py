@@ -17,7 +17,7 @@ from langgraph.runtime import Runtime
 from agent.events import NodeStarted, ToolFinished, ToolProgress, ToolStarted, send
 from agent.plan import Plan, RuleFinding
 from agent.policy import Policy
-from agent.state import CaseFacts, PlannerState, Verdict
+from agent.state import CaseFacts, Conditions, PlannerState, Verdict
 from agent.trace import Recorder, short
 from models.errors import MewmError
 from models.formulary import Formulary
@@ -57,6 +57,8 @@ class Services:
         fallback: The embedded policy, asked where `policy` answers invalidly; the plan is then marked degraded.
         formulary: The action set.
         case: Case id -> facts; raises CaseError for an unknown or changed case.
+        conditions: Weights, precision, device and rules of this process; raises WeightsError for damaged weights and
+            InputError for a device that is not there.
         publish: Plan -> files of the run folder (report, finalists' volumes), by what they are.
         command: The command that repeats the run.
         listen: Sets (or with None removes) who is told of a tool's progress: (tool, done, total).
@@ -68,6 +70,7 @@ class Services:
     fallback: Policy
     formulary: Formulary
     case: Callable[[str], CaseFacts]
+    conditions: Callable[[], Conditions]
     publish: Callable[[Plan], dict[str, str]]
     command: str
     listen: Callable[[Callable[[str, int, int], None] | None], None] = _nobody
@@ -170,6 +173,7 @@ class Nodes:
         recorder: Recorder,
     ) -> CheckRulesResult:
         """Ask the rules about protocols, in one call."""
+        session = state.settings.session
         result: CheckRulesResult = self.use(
             "check_rules",
             reason,
@@ -187,6 +191,7 @@ class Nodes:
             profile=state.settings.profile,
             strict=state.settings.strict,
             stage=stage,
+            session=None if session is None else session.model_dump(exclude_none=True),
         )
         return result
 
@@ -203,6 +208,8 @@ def findings_of(findings: tuple[Finding, ...], protocol: str | None) -> tuple[Ru
             source=f.source,
             confidence=f.confidence,
             protocol=protocol,
+            found=f.found,
+            missing=f.missing,
         )
         for f in findings
     )

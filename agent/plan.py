@@ -14,8 +14,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agent.contest import t_interval
 from models.errors import RunError
 from models.protocol import Kind, Protocol
+from models.scores import Score
 
 PLAN_SCHEMA_VERSION = 1
 DISCLAIMER = "For research only: a simulation by models trained on synthetic data, not a treatment recommendation."
@@ -38,8 +40,8 @@ class Estimate(PlanModel):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Mean +- 1.96 standard errors, or None for a single replica."""
-        return None if self.se is None else (self.mean - 1.96 * self.se, self.mean + 1.96 * self.se)
+        """Two-sided 95 % Student t interval of the mean, or None for a single replica."""
+        return t_interval(self.mean, self.se, self.n)
 
 
 class Replica(PlanModel):
@@ -99,7 +101,9 @@ class ToxicityPart(PlanModel):
 
 
 class SurvivalCurve(PlanModel):
-    """S(t) at the mean log-risk, and at mean +- 1.96 SE over replicas (simulation noise only, not model error)."""
+    """S(t) at the mean log-risk, and at the ends of its 95 % t interval over replicas (simulation noise only, not
+    model error).
+    """
 
     times_months: tuple[float, ...]
     survival: tuple[float, ...]
@@ -118,6 +122,18 @@ class RuleFinding(PlanModel):
     source: str
     confidence: str
     protocol: str | None = None
+    found: tuple[str, ...] = Field(default=(), description="values that made it fire")
+    missing: tuple[str, ...] = Field(default=(), description="inputs that were absent; also where a milder level fired")
+
+    @property
+    def unclear(self) -> str | None:
+        """What could not be judged, as a sentence: the whole rule, or a severer level than the one that fired."""
+        if self.status == "not_evaluable":
+            return f"{self.rule_id}: {self.message}"
+        if self.status == "fired" and self.missing:
+            absent = ", ".join(self.missing)
+            return f"{self.rule_id}: fired as {self.strength}; a severer level is not evaluable (missing: {absent})."
+        return None
 
 
 class DoseShown(PlanModel):
@@ -135,7 +151,11 @@ class DoseShown(PlanModel):
 
 
 class AssessedProtocol(PlanModel):
-    """Everything the run knows about one protocol. Numbers are means over `objective.n` replicas on common seeds."""
+    """Everything the run knows about one protocol.
+
+    Numbers are means over the `objective.n` replicas in `replicas`: those of the last comparison for a finalist, those
+    of the search for all others.
+    """
 
     protocol: Protocol
     key: str
@@ -231,6 +251,8 @@ class Origin(PlanModel):
     policy: str
     policy_is_llm: bool
     simulated_how: str
+    baseline_n: int | None = Field(default=None, description="patients behind the baseline survival; None without one")
+    baseline_origin: str | None = Field(default=None, description="data that the baseline survival was fitted on")
 
 
 class Reproduction(PlanModel):
@@ -241,7 +263,10 @@ class Reproduction(PlanModel):
     case_hash: str
     seed: int
     seeds: tuple[int, ...]
-    device: str
+    device: str = Field(description="where the networks ran: cpu or cuda")
+    precision: str = Field(description="of the networks: bf16 or fp32")
+    preset: str = Field(description="sizes of the networks")
+    rules_hash: str = Field(description="SHA-256 of the rules file")
     versions: dict[str, str]
 
 
@@ -267,7 +292,9 @@ class Plan(PlanModel):
     stopped_early: str | None = Field(description="why the search ended before its horizons (budget, policy), or None")
     goal: GoalReading
     settings: dict[str, str | int | float | bool | None]
+    session: dict[str, str | float | bool] = Field(description="what was stated about the session, unit in the name")
     before: Before
+    scores: tuple[Score, ...] = Field(default=(), description="prognostic scores; the search does not use them")
     observation: str
     proposals: tuple[PolicyNote, ...]
     chosen: Finalist | None
@@ -276,7 +303,7 @@ class Plan(PlanModel):
     margin: Estimate | None = Field(description="runner-up minus chosen, paired by seed")
     margin_interval: tuple[float, float] | None
     confidence: float | None = Field(
-        description="share of bootstrap resamples of the seeds in which the chosen one is best"
+        description="share of bootstrap resamples of the seeds in which the chosen one is best; a tie counts in parts"
     )
     confidence_note: str
     assessed: tuple[AssessedProtocol, ...] = Field(description="best objective first")
@@ -293,6 +320,11 @@ class Plan(PlanModel):
     execution: Execution
     disclaimer: str = DISCLAIMER
     artifacts: dict[str, str] = Field(description="files of the run folder, relative to it, by what they are")
+
+    @property
+    def patient_blocked(self) -> bool:
+        """True where a rule on the patient blocks every protocol, not only those that were tried."""
+        return any(finding.protocol is None for finding in self.blocked_by)
 
     @property
     def finalists(self) -> tuple[Finalist, ...]:

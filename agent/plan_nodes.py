@@ -10,22 +10,22 @@ from langgraph.runtime import Runtime
 
 from agent.assess import assessed_protocols, final_table, finalists, goal_reading, is_complete, margin_of, sureness
 from agent.case_nodes import ask
-from agent.contest import paired, ranking
+from agent.contest import paired
+from agent.last_comparison import MOST_ROUNDS, settle, take_part
 from agent.nodes import Nodes, Update, verdicts_of
 from agent.plan import Execution, Finalist, Origin, Plan, PolicyNote, Reproduction, RuleFinding
 from agent.policy import Choice, PlanFacts, RiskFacts
-from agent.search import merge_jobs, parse_key, used
+from agent.search import merge_jobs, parse_key
 from agent.search_nodes import strategy_of
 from agent.state import Contest, PlannerState, Verdict
 from agent.trace import Decision
-
-MOST_ROUNDS = 3
-"""How often protocols may join the last comparison because better replicas of the others moved them up."""
+from models.protocol import Kind
 
 NOT_MODELLED = (
     "Catheter selectivity (selective or lobar injection) and the technique of the session.",
     "Repeat sessions, and treatments before or after this one.",
     "Doses: agents are simulated at their usual dose; the ranges are the formulary's.",
+    "Breathing and changes of posture between the scans, and tumour growth outside the treated lesions.",
     "Recovery or decline of liver function after treatment, beyond the fixed toxicity term.",
 )
 PACKAGES = ("mewm", "torch", "monai", "langgraph", "numpy")
@@ -58,45 +58,22 @@ class PlanNodes(Nodes):
             update["contest"] = contest.model_copy(update={"settled": True})
             closed = recorder.close(keys, {"allowed": 0}, "no finished protocol is allowed by the rules")
             return {**update, "jobs": (), "decisions": closed}
-        settings, table = state.settings, state.table
-        order = strategy_of(state).final_order(state.search, table, allowed)[: settings.finalists]
-        seeds = settings.seeds(settings.finalist_replicas)
-        room = settings.budget - used(table)
-        while seeds and sum(job.size for job in merge_jobs(dict.fromkeys(order, seeds), table)) > room:
-            seeds = seeds[:-1]
-        jobs = merge_jobs(dict.fromkeys(order, seeds), table)
+        settings, table, strategy = state.settings, state.table, strategy_of(state)
+        order = strategy.final_order(state.search, table, allowed)[: settings.finalists]
+        part, seeds = take_part(settings, table, order, contest)
+        jobs = merge_jobs(dict.fromkeys(part, seeds), table)
         if jobs and contest.rounds < MOST_ROUNDS:
-            update["contest"] = Contest(finalists=tuple(order), allowed=allowed, seeds=seeds, rounds=contest.rounds + 1)
+            update["contest"] = Contest(finalists=tuple(part), allowed=allowed, seeds=seeds, rounds=contest.rounds + 1)
             more = sum(job.size for job in jobs)
             closed = recorder.close(
-                order, {"finalists": order, "more_replicas": more}, f"{len(order)} finalists need {more} more replicas"
+                order, {"finalists": part, "more_replicas": more}, f"{len(part)} finalists need {more} fresh replicas"
             )
             return {**update, "jobs": jobs, "decisions": closed}
-        settled = self._settled(state, allowed, order, seeds)
+        settled = settle(table, order, allowed, seeds, contest.rounds, fixed=strategy.choice_is_fixed())
         closed = recorder.close(
             order, {"finalists": settled.finalists, "replicas": len(settled.seeds)}, "the comparison is settled"
         )
         return {**update, "contest": settled, "jobs": (), "decisions": closed}
-
-    def _settled(
-        self, state: PlannerState, allowed: tuple[str, ...], order: Sequence[str], seeds: tuple[int, ...]
-    ) -> Contest:
-        """The last comparison among those that have all its seeds, best first; the chosen protocol is its head.
-
-        Where the budget left nothing for it, the seeds that all finalists share take its place.
-        """
-        table = state.table
-        full = [key for key in order if seeds and set(seeds) <= set(table[key])]
-        if not full:
-            full = list(order)
-            seeds = tuple(sorted(set.intersection(*(set(table[key]) for key in full))))
-            if not seeds:  # Algorithm 1 simulates every beam with seeds of its own: nothing to pair
-                full, seeds = full[:1], tuple(sorted(table[full[0]]))
-        final = {key: {seed: table[key][seed] for seed in seeds} for key in full}
-        ranked = ranking(final, full)
-        if strategy_of(state).choice_is_fixed():
-            ranked = [full[0], *(key for key in ranked if key != full[0])]
-        return Contest(finalists=tuple(ranked), allowed=allowed, seeds=seeds, rounds=state.contest.rounds, settled=True)
 
     def _conclude(self, state: PlannerState, runtime: Runtime[Any]) -> Update:
         recorder = self.begin("finalise", "Making the plan", state, runtime)
@@ -110,7 +87,12 @@ class PlanNodes(Nodes):
             "confidence": plan.confidence,
             "blocked_by": [finding.rule_id for finding in plan.blocked_by],
         }
-        reason = f"lowest mean objective: {chosen}" if chosen else "every protocol is blocked by the rules"
+        if chosen is None:
+            reason = "every protocol that was tried is blocked by the rules"
+        elif strategy_of(state).choice_is_fixed():
+            reason = f"the strategy's own choice: {chosen}"
+        else:
+            reason = f"lowest mean objective: {chosen}"
         closed = recorder.close(
             {"contest": state.contest, "table": final_table(state, state.contest.finalists)}, result, reason
         )
@@ -120,6 +102,7 @@ class PlanNodes(Nodes):
         services = self.services(state)
         assert state.reading is not None
         assert state.case is not None
+        assert state.conditions is not None
         order = list(state.contest.finalists)
         assessed = {a.key: a for a in assessed_protocols(state, order)}
         places = finalists(state, order, assessed, services.formulary)
@@ -136,9 +119,11 @@ class PlanNodes(Nodes):
             degraded=bool(state.degraded),
             degraded_reason=" ".join(dict.fromkeys(state.degraded)) or None,
             stopped_early=" ".join(state.search.stops) or None,
-            goal=goal_reading(state.reading, order, assessed),
-            settings=state.settings.model_dump(),
+            goal=goal_reading(state.reading, order, assessed, state.replicas),
+            settings=state.settings.model_dump(exclude={"session"}),
+            session=state.settings.session.model_dump(exclude_none=True) if state.settings.session else {},
             before=state.before,
+            scores=state.scores,
             observation=state.observation.summary if state.observation else "",
             proposals=policy_notes(state),
             chosen=places[0] if places else None,
@@ -162,6 +147,8 @@ class PlanNodes(Nodes):
                 policy=services.policy.name,
                 policy_is_llm=services.policy.is_llm,
                 simulated_how=models.how if models else "nothing was simulated",
+                baseline_n=state.baseline.n if state.baseline else None,
+                baseline_origin=state.baseline.origin if state.baseline else None,
             ),
             reproduction=Reproduction(
                 command=services.command,
@@ -169,7 +156,10 @@ class PlanNodes(Nodes):
                 case_hash=state.case.content_hash,
                 seed=state.settings.seed,
                 seeds=tuple(sorted({row.seed for rows in state.replicas.values() for row in rows})),
-                device=state.settings.device,
+                device=state.conditions.device,
+                precision=state.conditions.precision,
+                preset=state.conditions.preset,
+                rules_hash=state.conditions.rules_hash,
                 versions=versions(),
             ),
             simulations=sum(len(rows) for rows in state.replicas.values()),
@@ -214,8 +204,15 @@ def policy_notes(state: PlannerState) -> tuple[PolicyNote, ...]:
     answer = refinement or state.proposal
     kept = refinement is not None
     drugs = {choice.item for choice in (*state.proposal.drugs, *state.proposal.reserve_drugs)}
-    notes = [PolicyNote(item=c.item, kind="drug", kept=kept, reason=c.reason) for c in answer.drugs]
-    notes += [PolicyNote(item=c.item, kind="embolic", kept=kept, reason=c.reason) for c in answer.embolics]
+    sides: tuple[tuple[Kind, tuple[Choice, ...]], ...] = (("drug", answer.drugs), ("embolic", answer.embolics))
+    cautions: dict[str, list[str]] = {}
+    for caution in refinement.cautions if refinement else ():
+        cautions.setdefault(caution.item, []).append(f"kept although {caution.rule_id} warns: {caution.reason}")
+    notes = [
+        PolicyNote(item=c.item, kind=kind, kept=kept, reason="; ".join([c.reason, *cautions.get(c.item, ())]))
+        for kind, choices in sides
+        for c in choices
+    ]
     if refinement is not None:
         notes += [
             PolicyNote(
@@ -239,17 +236,39 @@ def _distinct(findings: Sequence[RuleFinding]) -> tuple[RuleFinding, ...]:
 
 
 def blocked_by(state: PlannerState) -> tuple[RuleFinding, ...]:
-    """The rules that leave no protocol: those on the patient, else those on protocols, one finding for each rule."""
+    """The rules that leave no protocol, one finding for each rule and message.
+
+    Those on the patient; else those on the protocols that were tried last, not on others that the search lost before.
+    """
     fired = [f for f in state.patient if f.status == "fired" and f.strength == "block"]
     if not fired:
-        fired = [f for v in _verdicts(state) for f in v.findings if f.status == "fired" and f.strength == "block"]
+        tried = last_tried(state)
+        verdicts = (known.get(key) for key in tried for known in (state.complete, state.partial))
+        findings = (f for verdict in verdicts if verdict for f in verdict.findings)
+        fired = [f for f in findings if f.status == "fired" and f.strength == "block"]
     return tuple({(f.rule_id, f.message): f for f in fired}.values())
+
+
+def last_tried(state: PlannerState) -> tuple[str, ...]:
+    """The protocols that a blocked search ended on.
+
+    Finished ones that were simulated, else the candidates of the deepest level, else the agents alone.
+    """
+    if finished := tuple(key for key in state.replicas if is_complete(parse_key(key))):
+        return finished
+    blocked = [node for node in state.search.tree if node.status == "blocked"]
+    deepest = max((node.depth for node in blocked), default=0)
+    return tuple(dict.fromkeys(n.protocol for n in blocked if n.depth == deepest)) or tuple(state.partial)
 
 
 def blocked_text(state: PlannerState) -> str:
     """Why there is no protocol, in one paragraph."""
     rules = "; ".join(f"{f.message} ({f.rule_id})" for f in blocked_by(state))
-    return f"No protocol of this action set is allowed for this patient, so none is proposed. Rules: {rules}."
+    if not state.patient_allowed:
+        return f"The rules allow no protocol for this patient, so none is proposed. Rules: {rules}."
+    return (
+        f"Every protocol that was tried is blocked, so none is proposed; a wider search may find one. Rules: {rules}."
+    )
 
 
 def fired_rules(state: PlannerState) -> tuple[RuleFinding, ...]:
@@ -260,7 +279,7 @@ def fired_rules(state: PlannerState) -> tuple[RuleFinding, ...]:
 
 def not_evaluable(state: PlannerState, places: Sequence[Finalist]) -> tuple[str, ...]:
     """What could not be judged, for the patient and for the finalists."""
-    patient = [f"{f.rule_id}: {f.message}" for f in state.patient if f.status == "not_evaluable"]
+    patient = [f.unclear for f in state.patient if f.unclear]
     return tuple(dict.fromkeys([*patient, *(text for place in places for text in place.not_evaluable)]))
 
 
@@ -329,7 +348,8 @@ def plan_facts(state: PlannerState, plan: Plan, chosen: Finalist) -> PlanFacts:
         margin=plan.margin.mean if plan.margin else None,
         confidence=plan.confidence,
         ties=plan.ties,
-        protocols_assessed=len(plan.assessed),
+        finalists=len(plan.finalists),
+        choice_is_fixed=strategy_of(state).choice_is_fixed(),
         simulations=plan.simulations,
         removed=kept.removed if kept else (),
         warnings=tuple(f.message for f in chosen.findings if f.status == "fired" and f.strength == "warn"),

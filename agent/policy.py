@@ -191,7 +191,8 @@ class DepthView(BaseModel):
     """The search at one depth, before anything is expanded.
 
     `gain` is the best risk one depth earlier minus the best risk now (positive is better), and `gain_spread` the
-    standard error of that difference, paired over common seeds; both None where there is no earlier depth of this kind.
+    standard error of that difference, paired over common seeds, its variance pooled over the beams; both None where
+    there is no earlier depth of this kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -293,7 +294,10 @@ class PlanFacts(BaseModel):
         default=None, ge=0, le=1, description="Share of bootstrap draws that the chosen one wins"
     )
     ties: tuple[str, ...] = ()
-    protocols_assessed: int = Field(ge=1)
+    finalists: int = Field(ge=1, description="Protocols of the last comparison, the chosen one included")
+    choice_is_fixed: bool = Field(
+        default=False, description="The strategy itself named the chosen one; the last comparison only measured it"
+    )
     simulations: int = Field(ge=0)
     removed: tuple[Removal, ...] = ()
     warnings: tuple[str, ...] = Field(

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +33,14 @@ from agent.settings import PlannerSettings
 from agent.state import STATE_TYPES, CaseFacts, PlannerInput, PlannerState
 from agent.trace import write_trace
 from models.case import Case
-from models.errors import RunError
+from models.errors import CaseError, MewmError, RunError
 
 FORMAT_VERSION = 1
+LEFT = (
+    "run.json", "checkpoints.sqlite", "checkpoints.sqlite-wal", "checkpoints.sqlite-shm", "plan.json", "trace.jsonl",
+    "report.html",
+)  # fmt: skip
+"""Files of a run in which nothing was simulated."""
 _THREAD: RunnableConfig = {"configurable": {"thread_id": "plan"}}
 
 
@@ -50,6 +56,7 @@ class RunRecord(BaseModel):
     case_hash: str
     settings: PlannerSettings
     goal: str
+    session_file: str | None = None
 
 
 MakeServices = Callable[["Run", CaseFacts, threading.Event], Services]
@@ -59,9 +66,11 @@ MakeServices = Callable[["Run", CaseFacts, threading.Event], Services]
 class Run:
     """One run folder."""
 
-    def __init__(self, folder: Path, record: RunRecord) -> None:
+    def __init__(self, folder: Path, record: RunRecord, made: tuple[Path, ...] | None = None) -> None:
+        """Args: made: folders that were made for this run, innermost first; None for a run that was there before."""
         self.folder = folder
         self.record = record
+        self.made = made
 
     @property
     def command(self) -> str:
@@ -73,10 +82,21 @@ class Run:
             value = getattr(self.record.settings, name)
             if value != default and name in OPTIONS:
                 parts += [OPTIONS[name]] if value is True else [OPTIONS[name], str(value)]
-        return " ".join(parts)
+        if self.record.session_file:
+            parts += ["--session", _quoted(self.record.session_file)]
+        return " ".join(parts) + self._without_option()
+
+    def _without_option(self) -> str:
+        """A shell comment with the settings that the command can't give, where they differ from the defaults."""
+        settings, default = self.record.settings, PlannerSettings()
+        loose = [name for name in PlannerSettings.model_fields if name not in (*OPTIONS, "session")]
+        other = [f"{name}={value}" for name in loose if (value := getattr(settings, name)) != getattr(default, name)]
+        return f"  # with {', '.join(other)}, which have no option" if other else ""
 
     def execute(self, make_services: MakeServices, stop: threading.Event | None = None) -> Iterator[Event]:
         """Run the planner from where it stands, and leave `plan.json` and `trace.jsonl`.
+
+        A new run that fails before anything was simulated is taken back: repeating the command finds no leftovers.
 
         Args:
             make_services: Builds tools and policy.
@@ -86,10 +106,20 @@ class Run:
             Events; the last one is `Planned` with the plan as it was written.
 
         Raises:
-            RunError: the folder can't be written, its checkpoints can't be read, or the case is not that of the run.
+            RunError: the folder can't be written, its checkpoints can't be read, or the case, the weights, the device
+                or the rules are not those that the run began with.
             CaseError: the case is missing or one of its files was changed.
             RunStopped: `stop` was set.
         """
+        try:
+            yield from self._execute(make_services, stop)
+        except RunStopped:
+            raise
+        except MewmError:
+            self._take_back()
+            raise
+
+    def _execute(self, make_services: MakeServices, stop: threading.Event | None) -> Iterator[Event]:
         facts = self.case_facts()
         services = make_services(self, facts, stop or threading.Event())
         with closing(self._connect()) as connection:
@@ -104,15 +134,59 @@ class Run:
                         goal=self.record.goal,
                         options=self.record.settings.model_dump(mode="json"),
                     ).model_dump()
+                elif snapshot.next:
+                    self._same_conditions(self._state(snapshot.values), services)
                 if given is not None or snapshot.next:
                     for event in events(planner, given, _THREAD, durability="sync"):
                         if not isinstance(event, Planned):
                             yield event
-                state = PlannerState.model_validate(planner.get_state(_THREAD).values)
+                state = self._state(planner.get_state(_THREAD).values)
             except sqlite3.DatabaseError as exc:
                 msg = f"The checkpoints of {self.folder} can't be used ({exc}): start a new run with `mewm plan`."
                 raise RunError(msg) from exc
         yield Planned(plan=self._leave(state))
+
+    def _state(self, values: Mapping[str, Any]) -> PlannerState:
+        """The checkpointed state, every part of it checked: the serializer reads parts of another version unchecked.
+
+        Raises:
+            RunError: another version of the program wrote it.
+        """
+        try:
+            return PlannerState.model_validate(PlannerState.model_construct(**values).model_dump(warnings=False))
+        except ValidationError as exc:
+            where = ".".join(map(str, exc.errors(include_url=False)[0]["loc"]))
+            msg = (
+                f"The checkpoints of {self.folder} were written by another version of this program ({where} does not "
+                "fit): start a new run with `mewm plan`."
+            )
+            raise RunError(msg) from exc
+
+    def _same_conditions(self, state: PlannerState, services: Services) -> None:
+        """Refuse to mix results of two sets of weights, devices or rules in one plan.
+
+        Raises:
+            RunError: what the run began with is not what there is now.
+        """
+        if state.conditions is None:  # stopped before anything was computed
+            return
+        if different := state.conditions.differences(services.conditions()):
+            msg = (
+                f"The run in {self.folder} began under other conditions ({different}): "
+                "bring them back, or start a new run with `mewm plan`."
+            )
+            raise RunError(msg)
+
+    def _take_back(self) -> None:
+        """Remove what `start_run` and this process made, where the run is new and nothing was simulated."""
+        if self.made is None or any((self.folder / "artifacts").glob("**/*.safetensors")):
+            return
+        shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
+        with suppress(OSError):  # what can't be removed, or is not ours, stays
+            for name in LEFT:
+                (self.folder / name).unlink(missing_ok=True)
+            for folder in self.made:
+                folder.rmdir()
 
     def _leave(self, state: PlannerState) -> Plan:
         """Write `plan.json` and `trace.jsonl` from the checkpointed state; the same state gives the same files."""
@@ -169,19 +243,29 @@ OPTIONS = {
 """Settings that have an option of `mewm plan`."""
 
 
-def case_facts(path: Path) -> CaseFacts:
+def case_facts(path: Path, *, labelled: bool = False) -> CaseFacts:
     """What the planner keeps of a case folder; its files are verified.
 
     Raises:
-        CaseError: the case is missing, damaged or of another schema version.
+        CaseError: the case is missing, damaged, of another schema version, or without labels where it is to be
+            `labelled`.
     """
     case = Case.load(path)
+    if labelled and case.labels is None:
+        msg = f"The case {path} has no labels, so no tumour to plan for: import it again with --labels."
+        raise CaseError(msg)
     return CaseFacts(
         case_id=case.case_id, origin=case.origin, origin_note=case.origin_note, content_hash=case.content_hash
     )
 
 
-def start_run(case_path: Path, folder: Path | None, settings: PlannerSettings, goal: str = "") -> Run:
+def start_run(
+    case_path: Path,
+    folder: Path | None,
+    settings: PlannerSettings,
+    goal: str = "",
+    session_file: Path | None = None,
+) -> Run:
     """Make a new run folder.
 
     Args:
@@ -189,16 +273,18 @@ def start_run(case_path: Path, folder: Path | None, settings: PlannerSettings, g
         folder: Run folder; None makes ``runs/<case>-<time>`` in the working directory.
         settings: Settings of the search.
         goal: Treatment goal in words.
+        session_file: Where `settings.session` was read from, for the command that repeats the run.
 
     Raises:
-        CaseError: the case can't be used.
+        CaseError: the case can't be used, or has no labels.
         RunError: the folder holds a run already, or can't be written.
     """
-    facts = case_facts(case_path)
+    facts = case_facts(case_path, labelled=True)
     now = datetime.now(UTC)
     if folder is None:
         folder = Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', facts.case_id)}-{now:%Y%m%d-%H%M%S-%f}"
     target = folder / "run.json"
+    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
@@ -214,9 +300,10 @@ def start_run(case_path: Path, folder: Path | None, settings: PlannerSettings, g
         case_hash=facts.content_hash,
         settings=settings,
         goal=goal,
+        session_file=None if session_file is None else str(session_file.resolve()),
     )
     write_text(target, record.model_dump_json(indent=2) + "\n")
-    return Run(folder, record)
+    return Run(folder, record, made)
 
 
 def open_run(folder: Path) -> Run:

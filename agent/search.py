@@ -181,7 +181,7 @@ class Strategy(ABC):
 
     def final_reserve(self) -> int:
         """Outcomes held back for the last comparison: at most a quarter of the budget."""
-        wanted = self.settings.finalists * max(0, self.settings.finalist_replicas - self.settings.screening)
+        wanted = self.settings.finalists * self.settings.finalist_replicas
         return min(wanted, self.settings.budget // 4)
 
     def left(self, search: SearchState, table: Table) -> int:
@@ -314,8 +314,8 @@ class Strategy(ABC):
         return False
 
     def node_id(self, search: SearchState, index: int) -> str:
-        """Id of the `index`-th candidate of this depth, for example ``e1.04``."""
-        return f"{search.kind[0]}{search.depth}.{index:02d}"
+        """Id of the `index`-th candidate of this depth, such as ``e1.04``; ``e1w.04`` once the beams were widened."""
+        return f"{search.kind[0]}{search.depth}{'w' if search.widened else ''}.{index:02d}"
 
     def tree_depth(self, search: SearchState) -> int:
         """Depth counted over both kinds."""

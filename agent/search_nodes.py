@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langgraph.runtime import Runtime
 
 from agent.case_nodes import ask
-from agent.contest import paired
+from agent.contest import Difference, gain
 from agent.events import BeamLine, DepthFinished, send
 from agent.goal import Goal
 from agent.nodes import Nodes, Update, verdicts_of
@@ -52,11 +52,10 @@ def depth_view(
             allowed=tuple(allowed),
         )
         beams.append(view)
-    gain = spread = None
+    improved: Difference | None = None
     if search.previous_best is not None:
         best = min(search.beams, key=lambda beam: beam.score if beam.score is not None else 0.0)
-        difference = paired(table, best.protocol.key, search.previous_best)
-        gain, spread = difference.mean, difference.se
+        improved = gain(table, best.protocol.key, search.previous_best, [beam.protocol.key for beam in search.beams])
     return DepthView(
         kind=search.kind,
         depth=search.depth,
@@ -64,8 +63,8 @@ def depth_view(
         mandatory=search.mandatory,
         beams=tuple(beams),
         candidates=strategy.actions.of(search.kind),
-        gain=gain,
-        gain_spread=spread,
+        gain=None if improved is None else improved.mean,
+        gain_spread=None if improved is None else improved.se,
         simulations_left=max(0, strategy.left(search, table)),
     )
 
@@ -178,12 +177,7 @@ class SearchNodes(Nodes):
         )
         found = {s.outcome_id: s for s in result.segmentations}
         pending = tuple(
-            outcome.model_copy(
-                update={
-                    "segmentation_id": found[outcome.outcome_id].segmentation_id,
-                    "viable_ml": found[outcome.outcome_id].viable_ml,
-                }
-            )
+            outcome.model_copy(update={"segmentation_id": found[outcome.outcome_id].segmentation_id})
             for outcome in state.pending
         )
         closed = recorder.close(ids, {"segmentations": len(pending)}, f"{len(pending)} outcomes are segmented")
@@ -243,7 +237,12 @@ class SearchNodes(Nodes):
             easl_mm2=first.easl_before_mm2,
         )
         if risks.times_months:
-            update["baseline"] = Baseline(times_months=risks.times_months, survival=risks.baseline)
+            update["baseline"] = Baseline(
+                times_months=risks.times_months,
+                survival=risks.baseline,
+                n=risks.baseline_n,
+                origin=risks.baseline_origin,
+            )
         jobs: tuple[Job, ...] = ()
         if state.search.phase != "final":
             jobs = strategy_of(state).jobs(state.search, objectives(replicas))

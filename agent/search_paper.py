@@ -27,7 +27,7 @@ from agent.search import Beam, Candidate, Job, SearchState, Strategy, merge_jobs
 from models.errors import PlanningError
 
 FIRST_BLOCK = 1000
-"""Replica index of the first beam's seeds; the last comparison uses indices from 0."""
+"""Replica index of the first beam's seeds; the last comparison uses indices from T."""
 
 
 class PaperStrategy(Strategy):

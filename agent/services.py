@@ -10,10 +10,11 @@ from agent.guideline import GuidelinePolicy
 from agent.nodes import Services
 from agent.plan import Plan
 from agent.run import Run
-from agent.state import CaseFacts
+from agent.state import CaseFacts, Conditions
 from models.errors import CaseError
 from models.formulary import Formulary
 from tools.registry import build_tools
+from tools.rulebook import rules_hash
 from tools.workspace import Workspace
 
 
@@ -36,6 +37,16 @@ def make_services(run: Run, facts: CaseFacts, stop: threading.Event) -> Services
             raise CaseError(f"There is no case '{case_id}' here, only '{facts.case_id}'.")
         return facts
 
+    def conditions() -> Conditions:
+        engine = workspace.engine
+        return Conditions(
+            weights_hash=engine.weights_hash,
+            preset=engine.preset,
+            precision=engine.precision,
+            device=engine.device,
+            rules_hash=rules_hash(),
+        )
+
     def listen(listener: Callable[[str, int, int], None] | None) -> None:
         workspace.progress = listener
 
@@ -45,6 +56,7 @@ def make_services(run: Run, facts: CaseFacts, stop: threading.Event) -> Services
         fallback=policy,
         formulary=Formulary.load(record.settings.actions),
         case=case,
+        conditions=conditions,
         publish=lambda plan: publish(plan, workspace, run.folder),
         command=run.command,
         listen=listen,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import PlanningError
+from tools.rule_facts import SessionFacts
 
 Strategy = Literal["beam", "paper", "exhaustive"]
 
@@ -31,13 +32,14 @@ class PlannerSettings(BaseModel):
     finalist_replicas: int = Field(default=8, ge=1, description="replicas of each finalist")
     budget: int = Field(default=1000, ge=24, description="hard cap on simulated outcomes (protocol, seed) of the run")
     steps: int | None = Field(
-        default=None, ge=1, description="sampler steps of the denoiser; None is the preset's number"
+        default=None, ge=1, le=1000, description="sampler steps of the denoiser; None is the preset's number"
     )
     seed: int = Field(default=0, ge=0, le=20_000)
     actions: Literal["policy", "in_house", "hcc_tace_seg"] = "policy"
     profile: Literal["eu", "us", "cn"] = "eu"
     strict: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    session: SessionFacts | None = Field(default=None, description="what is stated about the session")
 
     @property
     def screening(self) -> int:

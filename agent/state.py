@@ -14,6 +14,7 @@ from agent.policy import CaseSummary, Observation, Proposal, Refinement
 from agent.search import Actions, Job, SearchState
 from agent.settings import PlannerSettings
 from agent.trace import Decision
+from models.scores import Score
 
 
 class PlannerInput(BaseModel):
@@ -55,7 +56,6 @@ class PendingOutcome(PlanModel):
     protocol: str
     seed: int
     segmentation_id: str | None = None
-    viable_ml: float | None = None
 
 
 class ProtocolNotes(PlanModel):
@@ -63,6 +63,21 @@ class ProtocolNotes(PlanModel):
 
     toxicity_parts: tuple[ToxicityPart, ...] = ()
     not_evaluable: tuple[str, ...] = ()
+
+
+class Conditions(PlanModel):
+    """What the numbers of a run depend on besides its case and its settings: fixed when the run begins."""
+
+    weights_hash: str
+    preset: str
+    precision: str
+    device: str
+    rules_hash: str
+
+    def differences(self, other: Conditions) -> str:
+        """Where `other` is not the same, for a sentence; empty where it is: ``device: cuda, now cpu``."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
+        return "; ".join(f"{name.replace('_', ' ')}: {a[:12]}, now {b[:12]}" for name, a, b in pairs if a != b)
 
 
 class ModelFacts(PlanModel):
@@ -74,20 +89,27 @@ class ModelFacts(PlanModel):
 
 
 class Baseline(PlanModel):
-    """Baseline survival of the survival model: S(t) = survival(t) ** exp(log-risk)."""
+    """Baseline survival of the survival model: S(t) = survival(t) ** exp(log-risk), fitted on `n` patients."""
 
     times_months: tuple[float, ...]
     survival: tuple[float, ...]
+    n: int | None = None
+    origin: str | None = None
 
 
 class Contest(PlanModel):
-    """The last comparison: who takes part, on which seeds, in which round."""
+    """The last comparison: who takes part, on which seeds, in which round, and what `note` a reader needs of it.
+
+    `fresh` is False where the budget left nothing for it and the seeds of the search stand in.
+    """
 
     finalists: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     rounds: int = 0
     settled: bool = False
+    fresh: bool = True
+    note: str = ""
 
 
 class PlannerState(BaseModel):
@@ -101,8 +123,10 @@ class PlannerState(BaseModel):
 
     settings: PlannerSettings = PlannerSettings()
     case: CaseFacts | None = None
+    conditions: Conditions | None = None
     reading: Goal | None = None
     summary: CaseSummary | None = None
+    scores: tuple[Score, ...] = ()
     observation: Observation | None = None
     proposal: Proposal | None = None
     refinement: Refinement | None = None
@@ -148,6 +172,7 @@ STATE_TYPES: tuple[type[BaseModel], ...] = (
     Before,
     CaseFacts,
     CaseSummary,
+    Conditions,
     Contest,
     Decision,
     Goal,
@@ -162,6 +187,7 @@ STATE_TYPES: tuple[type[BaseModel], ...] = (
     Refinement,
     Replica,
     RuleFinding,
+    Score,
     SearchState,
     Verdict,
 )

@@ -14,9 +14,9 @@ import argparse
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from agent.events import Planned
+from agent.nodes import Services
 from agent.plan import Plan
-from agent.run import start_run
+from agent.run import Run, start_run
 from agent.services import make_services
 from agent.settings import PlannerSettings
+from agent.state import CaseFacts
 from evals.oracle import RiskTable, allowed_protocols, true_risks
-from evals.statistics import Interval, bootstrap_mean
-from models.phantom.cohort import write_phantom_case
+from evals.statistics import bootstrap_mean
+from models.phantom.cohort import all_protocols, write_phantom_case
 from models.phantom.patient import draw_patient, parameters
 from models.phantom.response import respond
 from models.protocol import Protocol
+from models.weights import DEFAULT_WEIGHTS, read_manifest
 from tools.workspace import Workspace
 
 FIRST_SEED = 900_000
@@ -57,6 +60,7 @@ class Judged:
     seconds: float
     planner: float
     random: float
+    constant: float
     policy_first: float
     reachable: float
 
@@ -76,7 +80,7 @@ def plan_patient(seed: int, settings: PlannerSettings) -> tuple[Plan, RiskTable]
         case = Path(folder) / "case"
         write_phantom_case(patient, case)
         run = start_run(case, Path(folder) / "run", settings)
-        plan = next(event.plan for event in run.execute(make_services) if isinstance(event, Planned))
+        plan = next(event.plan for event in run.execute(_without_report) if isinstance(event, Planned))
         workspace = Workspace({patient.patient_id: case}, Path(folder) / "artifacts")
         allowed = allowed_protocols(
             patient.patient_id, workspace, settings.actions, settings.drug_horizon, settings.embolic_horizon
@@ -84,43 +88,50 @@ def plan_patient(seed: int, settings: PlannerSettings) -> tuple[Plan, RiskTable]
     return plan, true_risks(patient, allowed)
 
 
-def judge(plan: Plan, risks: RiskTable) -> Judged:
-    """Compares a plan with the truth.
+def _without_report(run: Run, facts: CaseFacts, stop: threading.Event) -> Services:
+    return replace(make_services(run, facts, stop), publish=lambda _: {})
+
+
+def judge(plan: Plan, risks: RiskTable, ranked: Sequence[Protocol]) -> Judged:
+    """Compares a plan with the truth. A patient for whom the planner finds nothing has regret 1.
 
     `policy_first` is the embedded policy without a world model: its first drug and first embolic that the rules allow
-    together. `reachable` is the best protocol that the proposed action space holds: regret that no search could avoid.
+    together. `constant` is the first of `ranked` that the rules allow for this patient. `reachable` is the best
+    protocol that the proposed action space holds: regret that no search could avoid.
     """
-    assert plan.chosen is not None
     proposed = [note for note in plan.proposals if note.kept]
     names = {note.item for note in proposed}
     inside = [r for p, r in zip(risks.protocols, risks.regrets, strict=True) if set(p.items) <= names]
     regrets = dict(zip(risks.protocols, risks.regrets, strict=True))
-    first = next(
-        regrets[pair]
-        for drug in proposed
-        if drug.kind == "drug"
-        for embolic in proposed
-        if embolic.kind == "embolic" and (pair := Protocol(drugs=(drug.item,), embolics=(embolic.item,))) in regrets
-    )
+    drugs, embolics = ([note.item for note in proposed if note.kind == kind] for kind in ("drug", "embolic"))
+    pairs = (Protocol(drugs=(drug,), embolics=(embolic,)) for drug in drugs for embolic in embolics)
+    first = next((regrets[pair] for pair in pairs if pair in regrets), 1.0)
     return Judged(
         patient=plan.case_id,
-        chosen=plan.chosen.assessed.key,
+        chosen="none" if plan.chosen is None else plan.chosen.assessed.key,
         true_best=risks.best.key,
         simulations=plan.simulations,
         seconds=plan.execution.seconds,
-        planner=risks.regret(plan.chosen.assessed.protocol),
+        planner=1.0 if plan.chosen is None else risks.regret(plan.chosen.assessed.protocol),
         random=float(risks.regrets.mean()),
+        constant=float(next(regrets[protocol] for protocol in ranked if protocol in regrets)),
         policy_first=float(first),
-        reachable=float(min(inside)),
+        reachable=float(min(inside, default=1.0)),
     )
 
 
-def best_constant(shared: Sequence[Protocol]) -> Protocol:
-    """The protocol of lowest mean regret on other patients, among those allowed for every evaluated patient."""
+def rank_constants(settings: PlannerSettings) -> list[Protocol]:
+    """All protocols of the action set by mean regret on other phantom patients, best first.
+
+    The baseline gives every patient the first of them that the rules allow: one fixed list, made without a look at the
+    evaluated patients.
+    """
+    protocols = list(all_protocols(settings.actions, settings.drug_horizon, settings.embolic_horizon))
     patients = [draw_patient(CONSTANT_SEED + index) for index in range(CONSTANT_PATIENTS)]
-    risk = np.array([[respond(patient, protocol).log_hazard for protocol in shared] for patient in patients])
+    risk = np.array([[respond(patient, protocol).log_hazard for protocol in protocols] for patient in patients])
     low, high = risk.min(1, keepdims=True), risk.max(1, keepdims=True)
-    return shared[int(((risk - low) / (high - low)).mean(0).argmin())]
+    order = ((risk - low) / (high - low)).mean(0).argsort(kind="stable")
+    return [protocols[index] for index in order]
 
 
 def evaluate(n: int, out: Path, settings: PlannerSettings, console: Console) -> dict[str, Any]:
@@ -136,68 +147,76 @@ def evaluate(n: int, out: Path, settings: PlannerSettings, console: Console) -> 
         The content of `planning.json`.
     """
     out.mkdir(parents=True, exist_ok=True)
+    conditions = {
+        "weights": read_manifest(DEFAULT_WEIGHTS).weights_hash,
+        "settings": settings.model_dump(mode="json"),
+        "phantom_version": parameters()["version"],
+    }
+    ranked = rank_constants(settings)
     judged: list[dict[str, Any]] = []
     excluded: list[str] = []
     seed = FIRST_SEED
     with Progress(console=console) as progress:
         task = progress.add_task("patients planned", total=n)
         while len(judged) < n:
-            file = out / f"patient-{seed}.json"
-            if not file.exists():
-                plan, risks = plan_patient(seed, settings)
-                content: dict[str, Any] = {"excluded": plan.blocked, "weights": plan.origin.weights_hash}
-                if not plan.blocked:
-                    content |= {"judged": judge(plan, risks).__dict__, "allowed": [p.key for p in risks.protocols]}
-                    content |= {"regrets": risks.regrets.tolist()}
-                partial = file.with_suffix(".part")
-                partial.write_text(json.dumps(content), encoding="utf-8")
-                partial.replace(file)
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content["excluded"]:
+            content = _judged_patient(seed, settings, ranked, conditions, out / f"patient-{seed}.json")
+            if content["judged"] is None:
                 excluded.append(f"phantom-{seed}")
             else:
-                judged.append(content)
+                judged.append(content["judged"])
                 progress.advance(task)
             seed += 1
-    return _summarise(judged, excluded, settings, out)
-
-
-def _summarise(
-    judged: list[dict[str, Any]], excluded: list[str], settings: PlannerSettings, out: Path
-) -> dict[str, Any]:
-    shared = reduce(set.intersection, (set(content["allowed"]) for content in judged))
-    order = [key for key in judged[0]["allowed"] if key in shared]
-    constant = best_constant([_bare(key) for key in order])
-    values: dict[str, list[float]] = {
-        name: [float(content["judged"][name]) for content in judged]
-        for name in ("planner", "policy_first", "random", "reachable")
-    }
-    values["constant"] = [content["regrets"][content["allowed"].index(constant.key)] for content in judged]
-    table: dict[str, Interval] = {name: bootstrap_mean(v) for name, v in values.items()}
-    paired = {
-        f"planner minus {name}": bootstrap_mean(np.array(values["planner"]) - np.array(values[name]))
-        for name in ("random", "constant", "policy_first")
-    }
-    result = {
-        "n": len(judged),
-        "excluded_by_rules": excluded,
-        "data": f"synthetic phantom version {parameters()['version']}, seeds from {FIRST_SEED}",
-        "weights": judged[0]["weights"],
-        "settings": settings.model_dump(mode="json"),
-        "constant": constant.key,
-        "regret": {name: interval._asdict() for name, interval in table.items()},
-        "paired": {name: interval._asdict() for name, interval in paired.items()},
-        "seconds": bootstrap_mean([content["judged"]["seconds"] for content in judged])._asdict(),
-        "simulations": bootstrap_mean([content["judged"]["simulations"] for content in judged])._asdict(),
-        "patients": [content["judged"] for content in judged],
-    }
+    result = summarise(judged, excluded, conditions, ranked[0])
     (out / "planning.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 
 
-def _bare(key: str) -> Protocol:
-    drugs, embolics = key.split(" | ")
-    return Protocol(drugs=tuple(drugs.split(" + ")), embolics=tuple(embolics.split(" + ")))
+def _judged_patient(
+    seed: int, settings: PlannerSettings, ranked: Sequence[Protocol], conditions: dict[str, Any], file: Path
+) -> dict[str, Any]:
+    """The result of one patient: from its file where that was made under the same conditions, else planned now."""
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if kept["conditions"] == conditions:
+            return kept
+    plan, risks = plan_patient(seed, settings)
+    judged = asdict(judge(plan, risks, ranked)) if risks.protocols else None
+    content = {"conditions": conditions, "judged": judged}
+    partial = file.with_suffix(".part")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(file)
+    return content
+
+
+def summarise(
+    judged: Sequence[dict[str, Any]], excluded: Sequence[str], conditions: dict[str, Any], constant: Protocol
+) -> dict[str, Any]:
+    """Means with intervals over patients, and the planner's paired differences from the baselines.
+
+    Args:
+        judged: `Judged` as a dict, one per patient, at least 2.
+        excluded: Patients for whom the rules allow no protocol at all.
+        conditions: Weights, settings and phantom version.
+        constant: The constant baseline's first choice.
+    """
+    names = ("planner", "policy_first", "constant", "random", "reachable")
+    values = {name: np.array([float(row[name]) for row in judged]) for name in names}
+    paired = {
+        f"planner minus {name}": bootstrap_mean(values["planner"] - values[name])._asdict()
+        for name in ("policy_first", "constant", "random")
+    }
+    return {
+        "n": len(judged),
+        "excluded_by_rules": list(excluded),
+        "data": f"synthetic phantom version {conditions['phantom_version']}, seeds from {FIRST_SEED}",
+        **conditions,
+        "constant": constant.key,
+        "regret": {name: bootstrap_mean(v)._asdict() for name, v in values.items()},
+        "paired": paired,
+        "seconds": bootstrap_mean([row["seconds"] for row in judged])._asdict(),
+        "simulations": bootstrap_mean([row["simulations"] for row in judged])._asdict(),
+        "patients": list(judged),
+    }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -211,7 +230,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     names = {
         "planner": "MeWM planner",
         "policy_first": "embedded policy alone (no simulation)",
-        "constant": f"best constant: {result['constant']}",
+        "constant": f"best constant ({result['constant']}; where blocked, the next best)",
         "random": "random allowed protocol",
         "reachable": "best within the proposed action space (bound)",
     }

@@ -108,7 +108,7 @@ def import_case(
         raise VolumeError(f"There is no file or folder {src}; check the path.")
     if src.is_dir():
         found = _find(src)
-        chosen = _choose(found.series, series, src)
+        chosen = _choose(found, series, src)
         scans = [(_role(one, chosen), one.day or 0, read_series(one)) for one in chosen]
         note = f"Imported from {len(scans)} DICOM CT series." if len(scans) > 1 else "Imported from a DICOM CT series."
         telling = _tells_who_or_when(src, found)
@@ -165,20 +165,21 @@ def _inform(number: int, series: DicomSeries) -> SeriesInfo:
     )  # fmt: skip
 
 
-def _choose(series: Sequence[DicomSeries], choice: str | None, src: Path) -> tuple[DicomSeries, ...]:
+def _choose(found: DicomFolder, choice: str | None, src: Path) -> tuple[DicomSeries, ...]:
+    series = found.series
     if choice is None:
         if len(series) == 1:
             return rebase_days(series)
-        raise SeriesChoiceError(_listing(series, src))
+        raise SeriesChoiceError(_listing(found, src))
     taken: list[DicomSeries] = []
     for word in (part.strip() for part in choice.split(",")):
         fitting = [s for s in series if s.uid == word]
         if word.isdecimal() and 1 <= int(word) <= len(series):
             fitting = [series[int(word) - 1]]
         if not fitting:
-            raise SeriesChoiceError(f"--series {word!r} is none of the {len(series)} series; {_listing(series, src)}")
+            raise SeriesChoiceError(f"--series {word!r} is none of the {len(series)} series; {_listing(found, src)}")
         if len(fitting) > 1:
-            raise SeriesChoiceError(f"--series {word!r} holds {len(fitting)} phases; {_listing(series, src)}")
+            raise SeriesChoiceError(f"--series {word!r} holds {len(fitting)} phases; {_listing(found, src)}")
         if fitting[0] not in taken:
             taken.append(fitting[0])
     if len({s.patient for s in taken}) > 1:
@@ -190,11 +191,13 @@ def _choose(series: Sequence[DicomSeries], choice: str | None, src: Path) -> tup
     return tuple(sorted(rebase_days(taken), key=lambda s: s.day or 0))
 
 
-def _listing(series: Sequence[DicomSeries], src: Path) -> str:
+def _listing(found: DicomFolder, src: Path) -> str:
     """The sentence and the list that ask for a choice."""
-    infos = [_inform(number, one) for number, one in enumerate(series, start=1)]
+    infos = [_inform(number, one) for number, one in enumerate(found.series, start=1)]
     patients = max(info.patient for info in infos)
     lines = [f"  {info}" + (f", patient {info.patient}" if patients > 1 else "") for info in infos]
+    if found.other:
+        lines.append(f"  beside them, not to be imported as CT: {found.describe_other()}")
     whose = f" of {patients} patients" if patients > 1 else ""
     return (
         f"{src} holds {len(infos)} CT series{whose}; choose with --series, for example --series 1, or several as in "

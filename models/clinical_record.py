@@ -145,7 +145,7 @@ class ClinicalRecord(BaseModel):
         if path.suffix.lower() not in (".yaml", ".yml", ".json"):
             raise RecordError(f"The clinical record {path} is neither YAML nor JSON; give a .yaml, .yml or .json file.")
         try:
-            data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)  # a SafeLoader
+            data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)  # a SafeLoader
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise RecordError(f"The clinical record {path} can't be read: {reason}.") from error
@@ -203,15 +203,44 @@ class ClinicalRecord(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, which plain YAML would silently overwrite."""
+class StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, which plain YAML would silently overwrite.
+
+    Everything that it refuses is a `yaml.YAMLError`, also where PyYAML lets other errors through because a value is not
+    what its form or tag says (a 30th of February, ``!!bool 7``) or is nested without end.
+    """
+
+    def get_single_data(self) -> Any:
+        """The one document of the stream as plain values.
+
+        Raises:
+            yaml.YAMLError: It is not valid, or a value is not what it claims to be.
+        """
+        try:
+            return super().get_single_data()
+        except RecursionError:
+            raise yaml.constructor.ConstructorError(None, None, "it is nested too deeply") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, f"a value is not what it claims ({error})") from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The mapping of a node; raises ConstructorError where a key stands twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def field_label(name: str) -> str:
+    """What a person calls a field of the record: ``Total bilirubin`` for ``bilirubin_mg_dl``.
+
+    Raises:
+        KeyError: There is no such field.
+    """
+    vocabulary = _vocabulary()
+    field = vocabulary.fields.get(name)
+    return field.label if field else vocabulary.labels[name]
 
 
 def _short_name(name: str) -> str:
@@ -253,11 +282,15 @@ def _read_value(key: str, name: str, raw: object) -> object:
         number, unit_text = raw, ""
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise RecordError(f"{key} is {raw!r}, not a number; write it with one of its units: {accepted}.")
+    try:
+        number = float(number)
+    except OverflowError:
+        raise RecordError(f"{key} has {len(str(number))} digits, which is no possible number; correct it.") from None
     unit = _fold_unit(unit_text)
     if not unit:
         if field.units and key.strip() != name:
             raise RecordError(f"{key} is {number:g} without a unit; write it with one of {accepted}.")
-        return float(number)
+        return number
     factors = {_fold_unit(spelling): factor for spelling, factor in field.units.items()}
     if unit not in factors:
         raise RecordError(f"{key} is in {unit_text!r}, which is not known for it; use {accepted}.")
@@ -266,7 +299,7 @@ def _read_value(key: str, name: str, raw: object) -> object:
             f"{key} says {field.unit} in its name but is given in {unit_text!r}; use the name {_short_name(name)!r}."
         )
     # Nine digits: 176.8 umol/L is 2 mg/dL, not 1.9999999999999998, where a rule asks for at least 2.
-    return float(f"{float(number) / factors[unit]:.9g}")
+    return float(f"{number / factors[unit]:.9g}")
 
 
 def _fold_unit(text: str) -> str:

@@ -69,6 +69,16 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class UnusableSlice:
+    """A CT slice whose header does not say where it is, and the series that it spoils."""
+
+    path: Path
+    series_uid: str
+    patient_words: tuple[str, ...]
+    problem: str
+
+
+@dataclass(frozen=True)
 class DicomSeries:
     """The slices of one phase of one CT series, sorted along the body.
 
@@ -77,6 +87,7 @@ class DicomSeries:
         part, parts: which of how many phases that the series holds; 1 of 1 for an ordinary series.
         patient: number of the patient within the folder, from 1.
         day: days since the first study of that patient in the folder; None where no date is given.
+        problem: why the series can't be stacked, told by its headers; None where they are in order.
     """
 
     uid: str
@@ -85,6 +96,7 @@ class DicomSeries:
     patient: int
     day: int | None
     slices: tuple[Slice, ...] = field(repr=False)
+    problem: str | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -124,20 +136,25 @@ def find_series(folder: Path | str) -> DicomFolder:
         Series sorted by patient, day, series number and phase.
 
     Raises:
-        VolumeError: the folder can't be read, or a CT slice lacks its geometry.
+        VolumeError: the folder can't be read. A CT slice without its geometry spoils its own series only.
     """
     folder = Path(folder)
     other: Counter[str] = Counter()
     by_series: dict[str, dict[str, Slice]] = defaultdict(dict)
+    unusable: dict[str, list[UnusableSlice]] = defaultdict(list)
     words: set[str] = set()
     with untrusted_headers():
         for path in _files(folder):
             found = _read_header(path)
             if isinstance(found, str):
                 other[found] += 1
+                continue
+            words.update(found.patient_words)
+            if isinstance(found, UnusableSlice):
+                other["unplaceable CT slice"] += 1
+                unusable[found.series_uid].append(found)
             else:
                 by_series[found.series_uid].setdefault(found.sop_uid, found)  # the same slice twice counts once
-                words.update(found.patient_words)
     patients = {name: n for n, name in enumerate(sorted({_one(s).patient for s in by_series.values()}), start=1)}
     first_day: dict[str, datetime.date] = {}
     for slices in by_series.values():
@@ -152,10 +169,17 @@ def find_series(folder: Path | str) -> DicomFolder:
         if not groups:
             other["CT series of a few slices"] += 1
         for part, group in enumerate(groups, start=1):
-            entry = DicomSeries(uid, part, len(groups), patients[one.patient], day, tuple(group))
+            problem = _problem(unusable[uid]) if uid in unusable else None
+            entry = DicomSeries(uid, part, len(groups), patients[one.patient], day, tuple(group), problem)
             order = (entry.patient, day is None, day or 0, one.series_number, uid, part)
             series.append((order, entry))
     return DicomFolder(tuple(s for _, s in sorted(series, key=lambda pair: pair[0])), dict(other), frozenset(words))
+
+
+def _problem(unusable: Sequence[UnusableSlice]) -> str:
+    """Why the other slices of these ones' series are not taken alone: the stack would lack a part and not show it."""
+    more = f" and {len(unusable) - 1} more of its series" if len(unusable) > 1 else ""
+    return f"The CT slice {unusable[0].path}{more} {unusable[0].problem}; export the series again."
 
 
 def _one(slices: dict[str, Slice]) -> Slice:
@@ -177,8 +201,8 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _read_header(path: Path) -> Slice | str:
-    """The header of a CT slice, or what else the file is."""
+def _read_header(path: Path) -> Slice | UnusableSlice | str:
+    """The header of a CT slice, what is wrong with it, or what else the file is."""
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
     except InvalidDicomError:
@@ -192,26 +216,26 @@ def _read_header(path: Path) -> Slice | str:
         return _OTHER_CLASSES.get(kind, "other DICOM object")
     if "LOCALIZER" in [str(part).upper() for part in _many(header.get("ImageType"))]:
         return "localizer image"
+    series_uid = str(header.get("SeriesInstanceUID", ""))
+    removed = str(header.get("PatientIdentityRemoved", "")).upper() == "YES"
+    identity = f"{header.get('PatientID', '')}^{header.get('PatientName', '')}"
+    words = () if removed else tuple(w for w in identity.lower().replace(" ", "^").split("^") if len(w) > 2)
     try:
         position = _floats(header.get("ImagePositionPatient"), 3)
         direction = _floats(header.get("ImageOrientationPatient"), 6)
         pixel_mm = _floats(header.get("PixelSpacing"), 2)
         rows, columns = int(header.get("Rows")), int(header.get("Columns"))
-    except (TypeError, ValueError) as error:
-        raise VolumeError(
-            f"The CT slice {path} does not state its position, direction or pixel size; export the series again."
-        ) from error
+    except (TypeError, ValueError):
+        return UnusableSlice(path, series_uid, words, "does not state its position, direction or pixel size")
     axes = np.array(direction).reshape(2, 3)
     if min(pixel_mm) <= 0 or not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
-        raise VolumeError(f"The CT slice {path} states an impossible direction or pixel size; export the series again.")
-    removed = str(header.get("PatientIdentityRemoved", "")).upper() == "YES"
-    identity = f"{header.get('PatientID', '')}^{header.get('PatientName', '')}"
+        return UnusableSlice(path, series_uid, words, "states an impossible direction or pixel size")
     return Slice(
         path=path,
         sop_uid=str(header.get("SOPInstanceUID", path)),
-        series_uid=str(header.get("SeriesInstanceUID", "")),
+        series_uid=series_uid,
         patient=str(header.get("PatientID", "")),
-        patient_words=() if removed else tuple(w for w in identity.lower().replace(" ", "^").split("^") if len(w) > 2),
+        patient_words=words,
         date=next((d for d in map(_date, _dates(header)) if d is not None), None),
         series_number=_int(header.get("SeriesNumber")) or 0,
         acquisition=_int(header.get("AcquisitionNumber")),

@@ -30,9 +30,12 @@ def read_series(series: DicomSeries) -> Volume:
     HU are value times RescaleSlope plus RescaleIntercept, slice by slice; padding becomes air (-1024 HU).
 
     Raises:
-        VolumeError: places that repeat, uneven or missing slices, gantry tilt, slices of different size or direction, a
-            missing rescale, pixels that can't be decoded, or values that are no CT in HU (`checked_ct`).
+        VolumeError: a slice that lacks its geometry, places that repeat, uneven or missing slices, gantry tilt, slices
+            of different size or direction, a missing rescale, pixels that can't be decoded, or values that are no CT in
+            HU (`checked_ct`).
     """
+    if series.problem is not None:
+        raise VolumeError(series.problem)
     affine = _stack_affine(series)
     with untrusted_headers():
         planes = [_read_pixels(one) for one in series.slices]

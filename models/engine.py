@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.clinical_record import ClinicalRecord
-from models.errors import InputError, TransientToolError, WeightsError
+from models.errors import InputError, TransientToolError
 from models.networks.action import encode_protocols
 from models.networks.denoiser import sample
 from models.networks.precision import autocast, supports_bf16
@@ -33,6 +33,7 @@ from models.patch import (
     OUTSIDE_HU,
     Lesions,
     Patch,
+    apply_change,
     crop,
     crop_lesions,
     feather,
@@ -52,6 +53,7 @@ Job = tuple[Protocol, int]
 BATCH = 8
 REFERENCE_SPACING_MM = 1.5  # the networks' inputs count voxel sizes as log2(spacing / 1.5 mm)
 COARSEST = 3.0  # times the finest spacing: what the networks were trained for
+MOST_LESIONS = 3  # the training cohort has one to three; more would be extrapolated without limit
 _KEPT_CASES = 4
 
 
@@ -272,7 +274,8 @@ class Engine:
 
     def composite(self, prepared: Prepared, difference: NDArray[np.int16]) -> NDArray[np.int16]:
         """The simulated CT patches: before + feather * difference, (L, S, S, S) int16 HU."""
-        after = prepared.pre + prepared.weight * difference.astype(np.float32)
+        window = self.model.preset.hu_window
+        after = apply_change(prepared.pre, difference.astype(np.float32), prepared.weight, window)
         result: NDArray[np.int16] = np.rint(np.clip(after, OUTSIDE_HU, HIGHEST_HU)).astype(np.int16)
         return result
 
@@ -327,10 +330,8 @@ class Engine:
             patch = [p for _, p in part]
             image = self._unit(np.stack([outcomes[o][p] for o, p in part]))
             alive = np.stack([(segmentations[o][p] == VIABLE) & (prepared.near[p] > 0) for o, p in part])
-            burden = [
-                [math.log1p(viable[o]), math.log1p(prepared.tumour_ml), float(prepared.lesions.count), spacing[p]]
-                for o, p in part
-            ]
+            number = float(min(prepared.lesions.count, MOST_LESIONS))
+            burden = [[math.log1p(viable[o]), math.log1p(prepared.tumour_ml), number, spacing[p]] for o, p in part]
             inputs = [
                 prepared.tokens[patch],
                 torch.cat([image, torch.from_numpy(alive.astype(np.float32))[:, None]], dim=1),
@@ -341,17 +342,6 @@ class Engine:
             for (o, p), value in zip(part, values, strict=True):
                 risks[o, p] = value
         return [float(np.dot(row, share)) for row in risks]
-
-    def survival_curve(self, log_risk: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Months and survival at a total log hazard: baseline ** exp(log_risk).
-
-        Raises:
-            WeightsError: the weights carry no baseline.
-        """
-        baseline = self.model.baseline
-        if baseline is None:
-            raise WeightsError("The weights carry no survival baseline: train and export them with `mewm train all`.")
-        return baseline.times_months, survival_at(baseline.survival, log_risk)
 
     def _viable_ml(self, prepared: Prepared, tissue: NDArray[np.uint8]) -> float:
         alive = (tissue == VIABLE) & (prepared.own > 0)
@@ -399,17 +389,6 @@ class Engine:
                 out = network(*[tensor.contiguous().to(self.device) for tensor in part])
                 results.append(out[: self.batch - missing].cpu())
         return torch.cat(results)
-
-
-def survival_at(baseline: Sequence[float], log_risk: float) -> tuple[float, ...]:
-    """Proportional hazards: each baseline survival to the power of exp(log_risk)."""
-    power = math.exp(min(log_risk, 50.0))
-    return tuple(float(s) ** power for s in baseline)
-
-
-def median_survival(times_months: Sequence[float], survival: Sequence[float]) -> float | None:
-    """The first time at which survival is at most one half, or None where it stays above."""
-    return next((float(t) for t, s in zip(times_months, survival, strict=True) if s <= 0.5), None)
 
 
 @contextmanager

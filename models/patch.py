@@ -27,6 +27,7 @@ OUTSIDE_HU = -1024.0
 HIGHEST_HU = 3071  # 12-bit scanners store -1024..3071
 SPECK_ML = 0.05  # a ball of 4.6 mm: below it a component is segmentation noise rather than a lesion
 USABLE = 0.8  # share of a patch's edge that lesions may span, so that every lesion is seen with its surroundings
+HU_WINDOW = (-175.0, 600.0)  # of both presets (Yang et al. 2025, appendix B.2)
 FEATHER_MM = 8.0
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -172,12 +173,13 @@ def plan_patches(
 
 
 def crop(volume: Volume, patch: Patch) -> NDArray[np.float32]:
-    """The CT inside a patch: (size, size, size) float32 HU, trilinear, -1024 outside the volume.
+    """The CT inside a patch: (size, size, size) float32 HU, trilinear; outside the volume its border goes on.
 
+    A scan often ends inside the body: its last slice repeated looks like anatomy to the networks, unlike a slab of air.
     Where the patch is coarser than the CT, a Gaussian goes before, its width that of Cardoso et al. 2015 ("Scale
     factor point spread function matching"): sigma = sqrt(coarse^2 - fine^2) / 2.355.
     """
-    return resample_to_grid(volume.data, volume.affine, patch.affine, (patch.size,) * 3, OUTSIDE_HU)
+    return resample_to_grid(volume.data, volume.affine, patch.affine, (patch.size,) * 3, None)
 
 
 def crop_mask(mask: Array, affine: Array, patch: Patch) -> NDArray[np.float32]:
@@ -233,6 +235,25 @@ def feather(tumour_mask: Array, affine: Array, width_mm: float = FEATHER_MM) -> 
     return weight
 
 
+def apply_change(
+    before: NDArray[np.float32], change: NDArray[np.float32], weight: NDArray[np.float32], window: tuple[float, float]
+) -> NDArray[np.float32]:
+    """What the model changed, added to a scan: before + weight * change; all arrays of one shape.
+
+    The networks see HU clipped to a window, so a change is one of the clipped scan. Where it points back into the
+    window it starts at the window's border: oil of 2000 HU that the model removes is gone, not 570 HU darker.
+
+    Args:
+        before: HU before treatment.
+        change: HU, decoded after minus decoded before.
+        weight: feather in [0, 1].
+        window: lowest and highest HU that the networks see.
+    """
+    low, high = window
+    start = np.where(change < 0, np.minimum(before, high), np.where(change > 0, np.maximum(before, low), before))
+    return np.asarray(before + weight * (start + change - before), dtype=np.float32)
+
+
 def paste(
     volume: Volume,
     tumour_mask: Array,
@@ -240,6 +261,7 @@ def paste(
     differences: Sequence[Array],
     *,
     lesions: Lesions | None = None,
+    window: tuple[float, float] = HU_WINDOW,
 ) -> Volume:
     """Adds what the model changed to the full CT: pre + feather * upsampled difference.
 
@@ -253,6 +275,7 @@ def paste(
         patches: the patches that `plan_patches` made for this mask.
         differences: for each patch (size, size, size) HU to add (decoded after minus decoded before).
         lesions: the lesions of `tumour_mask`, where they are known already.
+        window: HU range that the networks see, see `apply_change`.
 
     Returns:
         A volume of the same shape, affine and dtype; int16 is rounded to the nearest HU.
@@ -288,7 +311,8 @@ def paste(
     touched = weights > 0
     data = np.array(volume.data)
     view = data[region]
-    after = view[touched].astype(np.float32) + top[touched] * summed[touched] / weights[touched]
+    change = summed[touched] / weights[touched]
+    after = apply_change(view[touched].astype(np.float32), change, top[touched], window)
     after = np.clip(after, OUTSIDE_HU, HIGHEST_HU)
     view[touched] = np.rint(after).astype(data.dtype) if np.issubdtype(data.dtype, np.integer) else after
     return Volume(data=data, affine=volume.affine)
@@ -325,7 +349,7 @@ def _plural(count: int, one: str, many: str | None = None) -> str:
 
 
 def resample_to_grid(
-    data: Array, affine: Array, target_affine: Array, target_shape: tuple[int, ...], outside: float = 0.0
+    data: Array, affine: Array, target_affine: Array, target_shape: tuple[int, ...], outside: float | None = 0.0
 ) -> NDArray[np.float32]:
     """Trilinear values of `data` on another grid, smoothed first along axes where that grid is coarser.
 
@@ -334,7 +358,7 @@ def resample_to_grid(
         affine: (4, 4) voxel to world of `data`.
         target_affine: (4, 4) of the other grid; may be turned against the first.
         target_shape: its voxels along the three axes.
-        outside: value more than half a voxel outside `data`.
+        outside: value more than half a voxel outside `data`; None repeats the border.
 
     Returns:
         `target_shape` float32. The smoothing is that of Cardoso et al. 2015, see `crop`.
@@ -351,7 +375,7 @@ def resample_to_grid(
     low = np.clip(np.floor(reached.min(axis=1) - margin), 0, np.array(data.shape)).astype(int)
     high = np.clip(np.ceil(reached.max(axis=1) + margin) + 1, 0, np.array(data.shape)).astype(int)
     if np.any(high <= low):
-        return np.full(target_shape, outside, dtype=np.float32)
+        return np.full(target_shape, OUTSIDE_HU if outside is None else outside, dtype=np.float32)
     source = np.asarray(data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], dtype=np.float32)
     if np.any(sigma > 0):
         source = ndimage.gaussian_filter(source, sigma, mode="nearest", truncate=3.0)
@@ -359,6 +383,8 @@ def resample_to_grid(
     result: NDArray[np.float32] = ndimage.affine_transform(
         source, np.diag(step) if parallel else step, offset - low, output_shape=target_shape, order=1, mode="nearest"
     )
+    if outside is None:
+        return result
     beyond = np.zeros(target_shape, dtype=bool)
     grid = np.ogrid[tuple(slice(0, n) for n in target_shape)]
     for axis in range(3):

@@ -21,7 +21,10 @@ BILIRUBIN_UMOL_L_PER_MG_DL = 17.104
 
 
 class Score(BaseModel):
-    """A score: its value, its class where it has one, or the inputs that were missing."""
+    """A score: its value, its class where it has one, or the inputs that were missing.
+
+    `stated` is True where it was taken from the clinical record as it stands there, not computed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,6 +32,7 @@ class Score(BaseModel):
     value: float | None = None
     grade: str | None = None
     missing: tuple[str, ...] = ()
+    stated: bool = False
     source: str
 
     @property
@@ -143,35 +147,6 @@ def albi(record: ClinicalRecord) -> Score:
     return _score("ALBI", "Johnson, J Clin Oncol 2015;33:550", inputs, rule)
 
 
-def ez_albi(record: ClinicalRecord) -> Score:
-    """EZ-ALBI, bilirubin mg/dL - 9 albumin g/dL; no grade.
-
-    Source:
-        Kariyama, EZ-ALBI score; the formula is checked, the paper was not opened.
-    """
-    inputs = _from(record, "bilirubin_mg_dl", "albumin_g_dl")
-    return _score(
-        "EZ-ALBI",
-        "Kariyama, EZ-ALBI score",
-        inputs,
-        lambda: (inputs["bilirubin_mg_dl"] - 9 * inputs["albumin_g_dl"], None),
-    )
-
-
-def _hap_inputs(record: ClinicalRecord, largest_cm: float | None) -> dict[str, Any]:
-    return {**_from(record, "albumin_g_dl", "bilirubin_mg_dl", "afp_ng_ml"), "largest_diameter_cm": largest_cm}
-
-
-def _hap_points(inputs: dict[str, Any]) -> int:
-    criteria: tuple[bool, ...] = (
-        inputs["albumin_g_dl"] * 10 < 36,
-        inputs["bilirubin_mg_dl"] * BILIRUBIN_UMOL_L_PER_MG_DL > 17,
-        inputs["afp_ng_ml"] > 400,
-        inputs["largest_diameter_cm"] > 7,
-    )
-    return sum(criteria)
-
-
 def hap(record: ClinicalRecord, largest_cm: float | None) -> Score:
     """HAP: one point each for albumin < 36 g/L, bilirubin > 17 umol/L, AFP > 400 ng/mL, size > 7 cm; A to D.
 
@@ -182,33 +157,19 @@ def hap(record: ClinicalRecord, largest_cm: float | None) -> Score:
     Source:
         Kadalayil, Ann Oncol 2013;24:2565-2570; median survival A-D 27.6, 18.5, 9.0, 3.6 months.
     """
-    inputs = _hap_inputs(record, largest_cm)
+    inputs = {**_from(record, "albumin_g_dl", "bilirubin_mg_dl", "afp_ng_ml"), "largest_diameter_cm": largest_cm}
 
     def rule() -> tuple[float, str]:
-        points = _hap_points(inputs)
+        criteria: tuple[bool, ...] = (
+            inputs["albumin_g_dl"] * 10 < 36,
+            inputs["bilirubin_mg_dl"] * BILIRUBIN_UMOL_L_PER_MG_DL > 17,
+            inputs["afp_ng_ml"] > 400,
+            inputs["largest_diameter_cm"] > 7,
+        )
+        points = sum(criteria)
         return points, "ABCDD"[points]
 
     return _score("HAP", "Kadalayil, Ann Oncol 2013;24:2565", inputs, rule)
-
-
-def mhap_ii(record: ClinicalRecord, largest_cm: float | None, tumour_number: int | None) -> Score:
-    """mHAP-II: HAP and one point for two or more tumours; A 0, B 1, C 2, D 3 or more.
-
-    Args:
-        record: Clinical record.
-        largest_cm: Largest tumour diameter in cm.
-        tumour_number: Count of tumours.
-
-    Source:
-        Park, Liver Int 2016;36:100-107.
-    """
-    inputs: dict[str, Any] = {**_hap_inputs(record, largest_cm), "tumour_number": tumour_number}
-
-    def rule() -> tuple[float, str]:
-        points = _hap_points(inputs) + (inputs["tumour_number"] >= 2)
-        return points, "ABCDDD"[points]
-
-    return _score("mHAP-II", "Park, Liver Int 2016;36:100", inputs, rule)
 
 
 def _size_and_number(largest_cm: float | None, tumour_number: int | None) -> dict[str, Any]:
@@ -250,19 +211,6 @@ def six_and_twelve(largest_cm: float | None, tumour_number: int | None) -> Score
     )
 
 
-def seven_eleven(largest_cm: float | None, tumour_number: int | None) -> Score:
-    """Seven-eleven: largest diameter in cm plus number; low <= 7, intermediate <= 11, high above.
-
-    Args and Raises as in `six_and_twelve`.
-
-    Source:
-        Hung, Liver Cancer 2021;10:629-640.
-    """
-    return _sum_score("seven-eleven", "Hung, Liver Cancer 2021;10:629", (7, 11), ("low", "intermediate", "high"))(
-        largest_cm, tumour_number
-    )
-
-
 def up_to_seven(largest_cm: float | None, tumour_number: int | None) -> Score:
     """Up-to-seven: largest diameter in cm plus number; within <= 7, beyond above.
 
@@ -293,163 +241,43 @@ def tumour_burden(largest_cm: float | None, tumour_number: int | None) -> Score:
     return _score("tumour burden score", "Sasaki, Ann Surg 2018;267:132", inputs, rule)
 
 
-def albi_tae(record: ClinicalRecord, largest_cm: float | None, tumour_number: int | None) -> Score:
-    """ALBI-TAE: one point each for ALBI grade 2-3, AFP > 200 ng/mL, diameter plus number above 11; A to D.
+def prognostic_scores(record: ClinicalRecord, largest_cm: float | None, tumour_number: int | None) -> tuple[Score, ...]:
+    """The scores that are shown beside a plan; none of them enters the search.
+
+    What the record states (Child-Pugh, BCLC) goes before what could be computed: it is what the rules judge by.
 
     Args:
         record: Clinical record.
-        largest_cm: Largest diameter in cm.
-        tumour_number: Count of tumours.
-
-    Source:
-        ALBI-TAE model; the points are checked, the paper was not opened.
-    """
-    inputs: dict[str, Any] = {
-        **_from(record, "bilirubin_mg_dl", "albumin_g_dl", "afp_ng_ml"),
-        **_size_and_number(largest_cm, tumour_number),
-    }
-
-    def rule() -> tuple[float, str]:
-        beyond = inputs["largest_diameter_cm"] + inputs["tumour_number"] > 11
-        points = (albi(record).grade != "1") + (inputs["afp_ng_ml"] > 200) + beyond
-        return points, "ABCD"[points]
-
-    return _score("ALBI-TAE", "ALBI-TAE model", inputs, rule)
-
-
-def state(record: ClinicalRecord, largest_cm: float | None, tumour_number: int | None) -> Score:
-    """STATE: albumin g/L, minus 12 beyond up-to-seven, minus 12 when CRP is 1 mg/dL or more; favourable from 18.
-
-    Args:
-        record: Clinical record.
-        largest_cm: Largest diameter in cm.
-        tumour_number: Count of tumours.
-
-    Source:
-        Hucke, J Hepatol 2014;61:1287-1296; below 18 against 18 and more: 5.3 and 19.5 months.
-    """
-    inputs: dict[str, Any] = {
-        **_from(record, "albumin_g_dl", "crp_mg_dl"),
-        **_size_and_number(largest_cm, tumour_number),
-    }
-
-    def rule() -> tuple[float, str]:
-        value = inputs["albumin_g_dl"] * 10
-        value -= 12 if up_to_seven(largest_cm, tumour_number).grade == "beyond" else 0
-        value -= 12 if inputs["crp_mg_dl"] >= 1 else 0
-        return value, "favourable" if value >= 18 else "unfavourable"
-
-    return _score("STATE", "Hucke, J Hepatol 2014;61:1287", inputs, rule)
-
-
-def art(before: ClinicalRecord, after: ClinicalRecord, responded: bool | None) -> Score:
-    """ART before the second TACE: AST rise > 25 % 4, Child-Pugh +1 1.5 or +2 and more 3, no response 1.
-
-    Args:
-        before: Record before the first session.
-        after: Record before the second one.
-        responded: Whether the first session had a response.
+        largest_cm: Largest tumour diameter in cm, above 0.
+        tumour_number: Count of tumours, 1 or more.
 
     Returns:
-        Points; grade ``re-treat`` up to 1.5, ``do not re-treat`` from 2.5.
-
-    Source:
-        Sieghart, Hepatology 2013;57:2261-2273; not confirmed in every later cohort.
-    """
-    inputs: dict[str, Any] = {
-        "ast_u_l (before)": before.ast_u_l,
-        "ast_u_l (after)": after.ast_u_l,
-        "child_pugh_score (before)": _points(before),
-        "child_pugh_score (after)": _points(after),
-        "response": responded,
-    }
-
-    def rule() -> tuple[float, str]:
-        ast_before, ast_after = inputs["ast_u_l (before)"], inputs["ast_u_l (after)"]
-        rise = inputs["child_pugh_score (after)"] - inputs["child_pugh_score (before)"]
-        points = 4.0 * (ast_after > 1.25 * ast_before) + (3.0 if rise >= 2 else 1.5 if rise == 1 else 0.0)
-        points += 0.0 if inputs["response"] else 1.0
-        return points, "re-treat" if points <= 1.5 else "do not re-treat"
-
-    return _score("ART", "Sieghart, Hepatology 2013;57:2261", inputs, rule)
-
-
-def abcr(before: ClinicalRecord, after: ClinicalRecord, responded: bool | None) -> Score:
-    """ABCR before a further TACE: AFP >= 200 +1, BCLC B +2 or C +3, Child-Pugh rise of 2 and more +2, response -3.
-
-    Args:
-        before: Record before the first session (AFP, BCLC, Child-Pugh).
-        after: Record before the next one (Child-Pugh).
-        responded: Whether there was a radiological response.
-
-    Returns:
-        Points; grade ``argues against re-treatment`` from 4.
+        Child-Pugh, ALBI, BCLC, HAP, six-and-twelve, up-to-seven, tumour burden score; each with its missing inputs
+        where it can't be had.
 
     Raises:
-        ValueError: The BCLC stage is neither A, B nor C, for which the score is not defined.
-
-    Source:
-        Adhoute, J Hepatol 2015;62:855-862.
+        ValueError: A size or number is outside its range.
     """
-    inputs: dict[str, Any] = {
-        "afp_ng_ml": before.afp_ng_ml,
-        "bclc": before.bclc,
-        "child_pugh_score (before)": _points(before),
-        "child_pugh_score (after)": _points(after),
-        "response": responded,
-    }
-
-    def rule() -> tuple[float, str]:
-        stages = {"A": 0, "B": 2, "C": 3}
-        if inputs["bclc"] not in stages:
-            raise ValueError(f"ABCR is defined for BCLC A, B and C, not {inputs['bclc']}")
-        rise = inputs["child_pugh_score (after)"] - inputs["child_pugh_score (before)"]
-        points = (inputs["afp_ng_ml"] >= 200) + stages[inputs["bclc"]] + 2 * (rise >= 2) - 3 * bool(inputs["response"])
-        return points, "argues against re-treatment" if points >= 4 else "does not argue against re-treatment"
-
-    return _score("ABCR", "Adhoute, J Hepatol 2015;62:855", inputs, rule)
-
-
-def _points(record: ClinicalRecord) -> int | None:
-    return record.child_pugh_score if record.child_pugh_score is not None else child_pugh(record).points
-
-
-def bclc_stage(record: ClinicalRecord, largest_cm: float | None, tumour_number: int | None) -> Score:
-    """BCLC 2022 stage from tumour and record; grade ``0``, ``A``, ``B``, ``C`` or ``D``, no value.
-
-    D needs performance status 3-4 or Child-Pugh C; C vascular invasion, spread or status 1-2; 0 is single and at most
-    2 cm; A single, or up to three of at most 3 cm each; B the rest. A stage that is already certain (a D or C
-    criterion that holds) does not wait for missing inputs of the milder ones.
-
-    Args:
-        record: Clinical record; a stated `bclc` is not looked at.
-        largest_cm: Largest diameter in cm.
-        tumour_number: Count of tumours.
-
-    Source:
-        Reig, J Hepatol 2022;76:681-693.
-    """
-    name, source = "BCLC", "Reig, J Hepatol 2022;76:681"
-    points = _points(record)
-    liver_class = record.child_pugh_class or (child_pugh_class_of(points) if points is not None else None)
-    if liver_class == "C" or (record.ecog or 0) >= 3:
-        return Score(name=name, grade="D", source=source)
-    inputs: dict[str, Any] = {
-        "child_pugh_class": liver_class,
-        **_from(record, "ecog", "portal_vein_invasion", "extrahepatic_spread"),
-        **_size_and_number(largest_cm, tumour_number),
-    }
-    terminal_known = liver_class is not None and record.ecog is not None
-    spread = (
-        record.portal_vein_invasion in ("branch", "main")
-        or record.extrahepatic_spread is True
-        or (record.ecog or 0) >= 1
+    return (
+        _stated_child_pugh(record) or child_pugh(record),
+        albi(record),
+        _stated_bclc(record),
+        hap(record, largest_cm),
+        six_and_twelve(largest_cm, tumour_number),
+        up_to_seven(largest_cm, tumour_number),
+        tumour_burden(largest_cm, tumour_number),
     )
-    if terminal_known and spread:
-        return Score(name=name, grade="C", source=source)
-    if missing := tuple(key for key, value in inputs.items() if value is None):
-        return Score(name=name, missing=missing, source=source)
-    size, number = inputs["largest_diameter_cm"], inputs["tumour_number"]
-    if number == 1:
-        return Score(name=name, grade="0" if size <= 2 else "A", source=source)
-    return Score(name=name, grade="A" if number <= 3 and size <= 3 else "B", source=source)
+
+
+def _stated_child_pugh(record: ClinicalRecord) -> Score | None:
+    points, grade = record.child_pugh_score, record.child_pugh_class
+    if points is None and grade is None:
+        return None
+    known_class = grade if points is None else child_pugh_class_of(points)
+    return Score(name="Child-Pugh", value=points, grade=known_class, stated=True, source="Pugh, Br J Surg 1973;60:646")
+
+
+def _stated_bclc(record: ClinicalRecord) -> Score:
+    missing = () if record.bclc is not None else ("bclc",)
+    source = "Reig, J Hepatol 2022;76:681"
+    return Score(name="BCLC", grade=record.bclc, missing=missing, stated=not missing, source=source)

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from models.clinical_record import ClinicalRecord
 from models.formulary import Formulary
 from models.protocol import Protocol
+from models.scores import child_pugh
+
+_CLASS_FEWEST = {"A": 5.0, "B": 7.0, "C": 10.0}  # Pugh, Br J Surg 1973
 
 
 class ToxicityPart(BaseModel):
@@ -57,6 +60,19 @@ def _step(value: float, rule: dict[str, Any]) -> float:
     return max(reached, default=1.0)
 
 
+def _child_pugh_points(record: ClinicalRecord) -> tuple[float | None, str]:
+    """Child-Pugh points as stated, else computed, else the fewest of the stated class; and how they were found."""
+    if record.child_pugh_score is not None:
+        return float(record.child_pugh_score), ""
+    if (computed := child_pugh(record).value) is not None:
+        return computed, ", computed from the record"
+    if record.child_pugh_class is not None:
+        return _CLASS_FEWEST[
+            record.child_pugh_class
+        ], f", the fewest points of the stated class {record.child_pugh_class}"
+    return None, ""
+
+
 def toxicity(
     protocol: Protocol,
     record: ClinicalRecord,
@@ -88,6 +104,7 @@ def toxicity(
     """
     table, formulary = _table(), _formulary()
     inputs: dict[str, float | None] = {rule["input"]: getattr(record, rule["input"]) for rule in table["factors"]}
+    inputs["child_pugh_score"], basis = _child_pugh_points(record)
     if inputs["tumour_liver_fraction_percent"] is None and tumour_ml is not None and liver_ml:
         inputs["tumour_liver_fraction_percent"] = 100.0 * tumour_ml / liver_ml
     parts: list[ToxicityPart] = []
@@ -108,7 +125,8 @@ def toxicity(
                 missing.add(f"{rule['input']} ({rule['id']})")
             elif (factor := _step(found, rule)) > 1.0:
                 value *= factor
-                reasons.append(f"{rule['id']}: {rule['text'].format(value=found)}, x{factor:g} ({rule['source']})")
+                text = rule["text"].format(value=found) + (basis if rule["input"] == "child_pugh_score" else "")
+                reasons.append(f"{rule['id']}: {text}, x{factor:g} ({rule['source']})")
         parts.append(ToxicityPart(item=name, log_hazard=value, organ=base["organ"], reasons=tuple(reasons)))
     return ToxicityTerm(
         log_hazard=sum(part.log_hazard for part in parts),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +19,9 @@ import nibabel as nib
 import numpy as np
 import yaml
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
@@ -29,6 +32,11 @@ LABEL_NAMES: dict[int, str] = {1: "liver", 2: "tumour", 3: "portal vein", 4: "ao
 """Label values of every label volume in the program; 0 is background."""
 
 Affine = NDArray[np.float64]
+_OTHER_PACKERS = (".bz2", ".zst")  # nibabel opens them too, but nothing bounds what a damaged one unpacks to
+_DEFLATE_RATIO = 1032  # gzip packs no tighter
+_UNREADABLE = (
+    ImageFileError, HeaderDataError, HeaderTypeError, OSError, EOFError, ValueError, OverflowError, zlib.error
+)  # fmt: skip
 
 
 class _Limits(BaseModel):
@@ -102,8 +110,6 @@ def read_nifti(path: Path | str) -> Volume:
     data, affine = _read_array(path, VolumeError, "image")
     if data.dtype in (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(bool)):
         raise VolumeError(f"{path} holds 8-bit values ({data.dtype}), not HU; give the original CT.")
-    if data.dtype.kind not in "iuf":
-        raise VolumeError(f"{path} holds values of type {data.dtype}, not HU; give the original CT.")
     return checked_ct(data, affine, str(path))
 
 
@@ -244,7 +250,7 @@ def read_grid(path: Path | str) -> tuple[tuple[int, ...], Affine]:
     """
     try:
         image = nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise VolumeError(f"The image {path} can't be read as NIfTI: {_one_line(error)}.") from error
     return tuple(image.shape), np.asarray(image.affine, dtype=np.float64)
 
@@ -262,15 +268,56 @@ def _read_array(path: Path, error_type: type[InputError], what: str) -> tuple[ND
             shape = shape[:-1]  # a time axis of one volume holds nothing more
         if len(shape) != 3 or min(shape) < 2:
             raise error_type(f"{path} is {_times(image.shape)} voxels, {_dimension(shape)}; give one 3-D volume.")
-        data = np.asanyarray(image.dataobj).reshape(shape)
+        stored = image.get_data_dtype()
+        if stored.kind not in "iuf":
+            kind = {"c": "complex numbers", "V": "colours"}.get(stored.kind, f"values of type {stored}")
+            raise error_type(f"The {what} {path} holds {kind}, not one real number in every voxel; give the original.")
+        data = np.asanyarray(_checked_files(image, path, error_type, what).dataobj).reshape(shape)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except (ImageFileError, OSError, EOFError, ValueError, gzip.BadGzipFile) as error:
+    except (zlib.error, gzip.BadGzipFile, EOFError) as error:
+        raise error_type(
+            f"The {what} {path} can't be read as NIfTI, its gzip data are damaged ({_one_line(error)}); copy it again."
+        ) from error
+    except _UNREADABLE as error:
         raise error_type(f"The {what} {path} can't be read as NIfTI: {_one_line(error)}.") from error
-    except HeaderDataError as error:
-        raise error_type(f"The {what} {path} has a damaged NIfTI header: {_one_line(error)}.") from error
+    no_volume = f"The {what} {path} has an affine that maps no volume; repair its header."
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise error_type(f"The {what} {path} has an affine that maps no volume; repair its header.")
-    return to_ras(data, affine)
+        raise error_type(no_volume)
+    try:
+        return to_ras(data, affine)
+    except (ValueError, np.linalg.LinAlgError) as error:  # no axis of the grid runs along one of the body's
+        raise error_type(no_volume) from error
+
+
+def _checked_files(image: nib.Nifti1Pair, path: Path, error_type: type[InputError], what: str) -> nib.Nifti1Pair:
+    """The same image over files that are whole, gzip data unpacked in memory.
+
+    nibabel stops reading at the last voxel, before the check sum at the end of gzip data, so that flipped bits would
+    come through as changed voxels. A header that claims too many voxels is told before room is made for them.
+    """
+    wanted = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
+    files = {}
+    for part, holder in image.file_map.items():
+        file = Path(holder.filename)
+        if file.suffix.lower() in _OTHER_PACKERS:
+            raise error_type(f"The {what} {path} is packed as {file.suffix}; unpack it or convert it to .nii.gz.")
+        packed = file.suffix.lower() == ".gz"
+        size = file.stat().st_size * (_DEFLATE_RATIO if packed else 1)
+        if packed and (part != "image" or size >= wanted):
+            with gzip.open(file) as stream:
+                content = stream.read(wanted)
+                while stream.read(1 << 20):  # to the check sum
+                    pass
+            size = len(content)
+            files[part] = FileHolder(filename=str(file), fileobj=io.BytesIO(content))
+        else:
+            files[part] = FileHolder(filename=str(file))
+        if part == "image" and size < wanted:
+            raise error_type(
+                f"The {what} {path} holds less than the {_times(image.shape)} voxels that its header claims; "
+                "copy it again."
+            )
+    return type(image).from_file_map(files)
 
 
 def to_ras(data: NDArray[Any], affine: Affine) -> tuple[NDArray[Any], Affine]:

@@ -8,15 +8,17 @@ from numpy.typing import NDArray
 from models.patch import paste, resample_to_grid, spacing_of
 from models.response import NECROTIC, OIL, VIABLE, criteria, nearest_lesion
 from models.volume import Volume
-from tools.segment import segment
+from tools.artifacts import artifact_id
 from tools.workspace import LIVER_LABELS, Workspace
+
+KEPT_VOLUMES = 3  # the report draws the same finalists that the export writes
 
 
 def compose_outcome(outcome_id: str, *, workspace: Workspace) -> tuple[Volume, NDArray[np.uint8]]:
     """Composes one outcome. Nothing is averaged: what is shown is exactly this replica.
 
     Args:
-        outcome_id: an id that `simulate_tumor` returned.
+        outcome_id: an id that `simulate_tumor` returned and `segment` has segmented.
         workspace: where it lies.
 
     Returns:
@@ -26,11 +28,14 @@ def compose_outcome(outcome_id: str, *, workspace: Workspace) -> tuple[Volume, N
         only.
 
     Raises:
-        ToolError: there is no such outcome.
+        ToolError: there is no such outcome, or it was not segmented.
         ArtifactDamagedError: it is damaged.
     """
-    name = segment([outcome_id], workspace=workspace).segmentations[0].segmentation_id
-    stored = workspace.segmentation(name)
+    if outcome_id in workspace.composed:
+        workspace.composed.move_to_end(outcome_id)
+        return workspace.composed[outcome_id]
+    # What `segment` stored, never computed here: every network result comes from a traced tool call.
+    stored = workspace.segmentation(artifact_id("segmentation", workspace.segmentation_key(outcome_id)))
     prepared, outcome = stored.outcome.prepared, stored.outcome
     volume, before = workspace.image(outcome.case_id)
     lesions = prepared.lesions
@@ -58,4 +63,7 @@ def compose_outcome(outcome_id: str, *, workspace: Workspace) -> tuple[Volume, N
             wins = share > best
             winner[wins], best[wins] = tissue_class, share[wins]
         part[own & (winner > 0)] = winner[own & (winner > 0)]
+    workspace.composed[outcome_id] = simulated, labels
+    while len(workspace.composed) > KEPT_VOLUMES:
+        workspace.composed.popitem(last=False)
     return simulated, labels

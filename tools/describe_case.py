@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from models.patch import lesion_components, spacing_of
 from models.response import criteria, longest_axial_diameter
+from models.scores import Score, prognostic_scores
 from models.volume import Volume
 from tools.workspace import Workspace
 
@@ -45,6 +46,9 @@ class CaseDescription(BaseModel):
     heterogeneity_hu: float = Field(description="standard deviation of HU inside the tumour")
     hypodense_fraction: float = Field(description="necrosis-like share of the tumour (smoothed CT below 45 HU)")
     record: dict[str, Any] = Field(description="stated fields of the clinical record, unit in the name")
+    scores: tuple[Score, ...] = Field(
+        description="prognostic scores of record, largest diameter and tumour number (stated, else lesion_count)"
+    )
 
 
 def describe_case(
@@ -52,7 +56,7 @@ def describe_case(
     *,
     workspace: Workspace,
 ) -> CaseDescription:
-    """Describe a case: lesions, volumes, enhancement and necrosis before treatment, and the stated clinical record.
+    """Describe a case: lesions, volumes, enhancement and necrosis before treatment, the record, prognostic scores.
 
     Raises:
         ToolError: unknown case.
@@ -94,6 +98,7 @@ def describe_case(
         heterogeneity_hu=float(inside.std()),
         hypodense_fraction=_hypodense(volume, tumour),
         record=case.record.known(),
+        scores=prognostic_scores(case.record, max(diameters) / 10.0, case.record.tumour_number or lesions.count),
     )
 
 

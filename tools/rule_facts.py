@@ -22,7 +22,7 @@ from models.scores import body_surface_m2, child_pugh, child_pugh_class_of
 class SessionFacts(BaseModel):
     """What is stated about this session and has no field in the clinical record; None is unknown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     technique: Literal["ctace", "deb_tace"] | None = Field(default=None, description="What the plan is called")
     superselective: bool | None = Field(default=None, description="Segmental or superselective catheter position")
@@ -33,7 +33,7 @@ class SessionFacts(BaseModel):
     hypersplenism: bool | None = None
     diffuse_bilobar: bool | None = Field(default=None, description="Diffuse, infiltrative, bilobar disease")
     resectable_or_ablatable: bool | None = None
-    life_expectancy_months: float | None = Field(default=None, ge=0)
+    life_expectancy_months: float | None = Field(default=None, ge=0, json_schema_extra={"unit": "months"})
     new_invasion_or_spread: bool | None = Field(
         default=None, description="New macrovascular invasion or metastasis after TACE"
     )
@@ -46,8 +46,8 @@ class SessionFacts(BaseModel):
         default=None, description="Other cardiotoxic drugs or cardiac radiotherapy"
     )
     marrow_failure: bool | None = None
-    prior_oxaliplatin_mg_m2: float | None = Field(default=None, ge=0)
-    prior_mitomycin_mg: float | None = Field(default=None, ge=0)
+    prior_oxaliplatin_mg_m2: float | None = Field(default=None, ge=0, json_schema_extra={"unit": "mg/m2"})
+    prior_mitomycin_mg: float | None = Field(default=None, ge=0, json_schema_extra={"unit": "mg"})
 
 
 @dataclass(frozen=True)

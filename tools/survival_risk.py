@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.engine import median_survival, survival_at
 from models.errors import ToolError
+from models.survival_curve import median_survival, survival_at
 from models.toxicity import ToxicityPart, ToxicityTerm, toxicity
 from tools.workspace import StoredSegmentation, Workspace
 
@@ -44,10 +44,6 @@ class SurvivalRiskResult(BaseModel):
     baseline_origin: str | None = Field(description="data that the baseline was estimated on")
     weights_hash: str
     origin: str = Field(description="what the weights were trained on")
-
-    def survival_curve(self, log_risk: float) -> tuple[float, ...]:
-        """Survival at `times_months` under a total log hazard."""
-        return survival_at(self.baseline, log_risk)
 
 
 def survival_risk(

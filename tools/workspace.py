@@ -5,6 +5,7 @@ Cases are reached by their id only and artifacts by theirs, so no tool argument 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,8 @@ class Workspace:
         """Called with (tool, done, total) while a tool works through a batch."""
         self.risks: dict[tuple[str, str], float] = {}
         """Network log-risks by (segmentation id, weights hash): scored once per process."""
+        self.composed: OrderedDict[str, tuple[Volume, NDArray[np.uint8]]] = OrderedDict()
+        """Full volumes of the outcomes that were composed last (`tools.compose_outcome`)."""
         self._paths = dict(cases)
         self._device, self._weights, self._precision = device, weights, precision
         self._given = engine

@@ -22,19 +22,20 @@ def phantom(
     ] = None,
 ) -> None:
     """Write synthetic cases that `mewm plan` can read; the truth goes to a folder of its own."""
-    from models.phantom.cohort import write_cohort
+    from models.phantom.cohort import truth_folder, write_cohort
 
+    truth = truth or truth_folder(out)
     with Progress() as bar:
         line = bar.add_task("cases", total=n)
         write_cohort(n, seed, out, truth, lambda done, _: bar.update(line, completed=done))
-    typer.echo(f"Wrote {n} synthetic cases to {out}, their truth to {truth or out.with_name(out.name + '-truth')}.")
+    typer.echo(f"Wrote {n} synthetic cases to {out}, their truth to {truth}.")
 
 
 @app.command("pool")
 def pool(
     n: Annotated[int, typer.Option("--n", min=8, help="Number of patients.")],
     out: Annotated[Path, typer.Option(help="Folder of the pool.")],
-    k: Annotated[int, typer.Option("--k", min=1, help="Protocols per patient.")] = 4,
+    k: Annotated[int, typer.Option("--k", min=2, help="Protocols per patient.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first patient.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from models.errors import PlanningError
+
 if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside the commands
     from agent.run import Run
 
@@ -52,18 +54,22 @@ def plan(
     steps: Annotated[int | None, typer.Option(help="Sampling steps of a simulation.", show_default="preset")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default="0")] = None,
     device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    session: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file with what is known of the session, e.g. technique: ctace.")
+    ] = None,
 ) -> None:
     """Plan a TACE session for a case: search protocols by simulation, and leave plan, trace, volumes and report."""
     from agent.run import start_run
     from agent.settings import make_settings
+    from tools.session_file import load_session
 
     settings = make_settings(
         strategy=strategy, actions=actions, profile=profile, strict=strict, drugs=drugs, embolics=embolics, beams=beams,
         replicas=replicas, drug_horizon=drug_horizon, embolic_horizon=embolic_horizon, budget=budget, steps=steps,
-        seed=seed, device=device,
+        seed=seed, device=device, session=None if session is None else load_session(session),
     )  # fmt: skip
     folder = demo_case() if case == DEMO and not Path(case).is_dir() else Path(case)
-    execute(start_run(folder, run, settings, goal), as_json)
+    execute(start_run(folder, run, settings, goal, session), as_json)
 
 
 def resume(
@@ -92,7 +98,11 @@ def demo_case() -> Path:
 
 
 def execute(run: Run, as_json: bool) -> None:
-    """Run to the end with progress on standard error, and show the plan on standard output."""
+    """Run to the end with progress on standard error, and show the plan on standard output.
+
+    Raises:
+        typer.Exit: the run was stopped, or its plan is that every protocol is blocked.
+    """
     from agent.cli.plan_view import Progress, summary
     from agent.events import Planned
     from agent.run import RunStopped
@@ -115,6 +125,8 @@ def execute(run: Run, as_json: bool) -> None:
         sys.stdout.write(found.to_json())
     else:
         summary(found, run.folder, Console())
+    if found.blocked:
+        raise typer.Exit(PlanningError.exit_code)
 
 
 @contextmanager

@@ -151,13 +151,15 @@ def plan_panel(plan: Plan, chosen: Finalist) -> Panel:
 def blocked_panel(plan: Plan) -> Panel:
     """Why there is no protocol."""
     rules = [Text(f"- {f.message} ({f.rule_id}; {f.source})") for f in plan.blocked_by]
-    head = Text("No protocol is proposed: the rules block every one of this action set.")
+    every = "the rules allow none for this patient" if plan.patient_blocked else "every one that was tried is blocked"
+    head = Text(f"No protocol is proposed: {every}.")
     return Panel(Group(head, *rules), title=Text("blocked", style="bold red"), expand=False)
 
 
 def finalist_table(plan: Plan) -> Table:
     """The finalists side by side."""
-    table = Table(title=f"Finalists, {plan.finalists[0].assessed.objective.n} replicas each on common seeds")
+    n = plan.finalists[0].assessed.objective.n
+    table = Table(title=f"Finalists, {n} replicas each on common seeds (± standard error)")
     table.add_column("")
     table.add_column("protocol", min_width=18)
     for name in ("objective", "viable ml", "mRECIST", "behind by"):

@@ -15,6 +15,7 @@ from models.errors import InputError
 if TYPE_CHECKING:
     from models.weights import PartName
 
+COMMAND = "command.txt"
 ORDER: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "survival")
 
 Data = Annotated[Path, typer.Option(help="Folder of a pool made by `mewm data pool`.")]
@@ -58,8 +59,15 @@ def _run(
         else:
             autoencoder, identity = load_trained_autoencoder(out, preset)
             result = trainers[name](pool, preset, autoencoder, out / name, autoencoder_id=identity, **budget)
+        # what was really run, for the provenance of the exported weights
+        (out / name / COMMAND).write_text(_command_line() + "\n", encoding="utf-8")
         figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
         typer.echo(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
+
+
+def _command_line() -> str:
+    """The command of this process, with folders by name only."""
+    return "mewm " + shlex.join(Path(word).name if "/" in word else word for word in sys.argv[1:])
 
 
 def _command(name: PartName) -> None:
@@ -83,6 +91,13 @@ def train_all(
     _run(ORDER, data, out, preset, seed, None, steps, resume)
 
 
+def _recorded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: train this network with `mewm train` before exporting.") from None
+
+
 @_train.command("export")
 def export(
     run: Annotated[Path, typer.Argument(help="The --out folder of the training.")],
@@ -98,9 +113,9 @@ def export(
     from models.weights import DEFAULT_WEIGHTS
 
     folder = DEFAULT_WEIGHTS if weights is None else weights
-    provenance = {
-        "command": f"mewm train all --preset {preset} --data POOL --out RUN --seed {seed}",
-        "export": "mewm " + shlex.join(Path(word).name if "/" in word else word for word in sys.argv[1:]),
+    provenance: dict[str, str] = {
+        **{str(name): _recorded(run / name / COMMAND) for name in ORDER},
+        "export": _command_line(),
         "seed": str(seed),
         "data": str(PatchPool.open(data).data_hash),
         "date": datetime.now(UTC).date().isoformat(),

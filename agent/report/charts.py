@@ -155,7 +155,9 @@ def _short(text: str, limit: int) -> str:
 
 
 def risk_svg(finalists: Sequence[Finalist], others: Sequence[AssessedProtocol], limit: int = 7) -> str:
-    """Dot plot of the objective: every replica of the finalists, means with 95 % intervals, the best others in grey.
+    """Dot plot of the objective: every replica of the finalists, means with 95 % t intervals, the best others in grey.
+
+    The others have too few replicas for an interval that says anything (12.7 standard errors wide with two).
 
     Args:
         finalists: At most three, in order of place.
@@ -171,8 +173,8 @@ def risk_svg(finalists: Sequence[Finalist], others: Sequence[AssessedProtocol], 
     values: list[float] = []
     for assessed, style in rows:
         values.append(assessed.objective.mean)
-        values.extend(assessed.objective.interval or ())
         if style is not None:
+            values.extend(assessed.objective.interval or ())
             values.extend(replica.objective for replica in assessed.replicas)
     low, high = min(values), max(values)
     pad = (high - low) * 0.06 or 0.1
@@ -220,10 +222,10 @@ def risk_svg(finalists: Sequence[Finalist], others: Sequence[AssessedProtocol], 
                     'fill-opacity="0.35">'
                     f"<title>seed {replica.seed}: {number(replica.objective, 3)}</title></circle>"
                 )
-        if (span := assessed.objective.interval) is not None:
+        if style and (span := assessed.objective.interval) is not None:
             out.append(
                 f'<path d="M{at(span[0]):.1f} {middle:.1f}H{at(span[1]):.1f}" stroke="{colour}" '
-                f'stroke-width="{2.4 if style else 1.4}" stroke-linecap="round"/>'
+                'stroke-width="2.4" stroke-linecap="round"/>'
             )
         half = 5.5 if style else 3.6
         x = at(assessed.objective.mean)

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.plan import Plan, RuleFinding, TreeNode
-from agent.report.text import Cell, measure, number
+from agent.report.text import Cell, absent, measure, number
 from agent.report.tree import STATUS_WORDS, chosen_path, tags
 from agent.report.view import Named, dash
+from models.clinical_record import ClinicalRecord, field_label
 
+ELSEWHERE, TRIED = "other protocols", "protocols that were tried"
 STRENGTHS = {"block": 0, "warn": 1, "info": 2}
 
 
@@ -24,6 +26,7 @@ class RuleRow:
     source: str
     confidence: str
     concerns: tuple[str, ...]
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class TreeRow:
 def _concern(finding: RuleFinding, names: dict[str, str]) -> str:
     if finding.protocol is None:
         return "the patient"
-    return names.get(finding.protocol, "other protocols")
+    return names.get(finding.protocol, ELSEWHERE)
 
 
 def rule_rows(plan: Plan, finalists: list[Named], status: str = "fired") -> tuple[list[RuleRow], list[RuleRow]]:
@@ -57,7 +60,7 @@ def rule_rows(plan: Plan, finalists: list[Named], status: str = "fired") -> tupl
         Those that concern the patient or a finalist, and those that concern only other protocols of the search.
     """
     names = {f.key: f.name.lower() for f in finalists}
-    found: dict[tuple[str, str], tuple[RuleFinding, list[str]]] = {}
+    found: dict[tuple[str, str], tuple[RuleFinding, list[str], list[str]]] = {}
     everything: Iterable[RuleFinding] = (
         *plan.blocked_by,
         *(finding for f in plan.finalists for finding in f.findings),
@@ -66,10 +69,14 @@ def rule_rows(plan: Plan, finalists: list[Named], status: str = "fired") -> tupl
     for finding in everything:
         if finding.status != status:
             continue
-        _, concerns = found.setdefault((finding.rule_id, finding.message), (finding, []))
-        concern = (
-            "every protocol" if finding in plan.blocked_by and finding.protocol is None else _concern(finding, names)
-        )
+        _, concerns, values = found.setdefault((finding.rule_id, finding.message), (finding, [], []))
+        values += [value for value in finding.found if value not in values]
+        if finding in plan.blocked_by:
+            concern = "every protocol" if finding.protocol is None else TRIED
+        else:
+            concern = _concern(finding, names)
+        if concern == ELSEWHERE and TRIED in concerns:
+            continue
         if concern not in concerns:
             concerns.append(concern)
     order = {"every protocol": 0, "the patient": 1, **{name: 2 + i for i, name in enumerate(names.values())}}
@@ -81,12 +88,13 @@ def rule_rows(plan: Plan, finalists: list[Named], status: str = "fired") -> tupl
             f.source,
             f.confidence,
             tuple(sorted(concerns, key=lambda c: order.get(c, 9))),
+            tuple(values),
         )
-        for f, concerns in found.values()
+        for f, concerns, values in found.values()
     ]
     rows.sort(key=lambda r: (STRENGTHS.get(r.strength, 9), r.rule_id, r.message))
-    near = [r for r in rows if r.concerns != ("other protocols",)]
-    return near, [r for r in rows if r.concerns == ("other protocols",)]
+    near = [r for r in rows if r.concerns != (ELSEWHERE,)]
+    return near, [r for r in rows if r.concerns == (ELSEWHERE,)]
 
 
 def missing_inputs(plan: Plan, finalists: list[Named], rules: Iterable[RuleRow]) -> list[str]:
@@ -145,10 +153,11 @@ def origin_rows(plan: Plan) -> list[tuple[str, str, str, bool]]:
     case_synthetic = origin.case_origin == "synthetic"
     note = f": {origin.case_note}" if origin.case_note else ""
     policy = "a language model" if origin.policy_is_llm else "written rules, not a language model"
+    baseline = "" if origin.baseline_n is None else f"; baseline survival fitted on n = {origin.baseline_n} patients"
     networks = [
         ("World model", "the simulated CT after treatment", trained, synthetic),
         ("Segmentation", "viable, necrotic, oil; mRECIST, EASL, ml", trained, synthetic),
-        ("Survival network", "tumour share of the risk, survival curve", trained, synthetic),
+        ("Survival network", "tumour share of the risk, survival curve", f"{trained}{baseline}", synthetic),
     ]
     return [
         ("CT and outlines before", "the case", f"{origin.case_origin}{note}", case_synthetic),
@@ -163,3 +172,37 @@ def origin_rows(plan: Plan) -> list[tuple[str, str, str, bool]]:
         ("Doses", "ranges", "formulary; each agent names its sources", False),
         ("Policy", "which items are proposed and expanded", f"{origin.policy}: {policy}", False),
     ]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A prognostic score: its value, its class, and where it comes from."""
+
+    name: str
+    value: Cell
+    grade: Cell
+    source: str
+
+
+def score_rows(plan: Plan) -> list[ScoreRow]:
+    """The prognostic scores, with what is missing where one can't be had."""
+    rows = []
+    for i, score in enumerate(plan.scores):
+        field = f"scores.{i}"
+        if score.missing:
+            why = "missing: " + ", ".join(_input_name(name) for name in score.missing)
+            rows.append(ScoreRow(score.name, absent(f"{field}.value", why), dash(), score.source))
+            continue
+        value = dash()
+        if score.value is not None:
+            digits = 0 if score.value.is_integer() else 2 if abs(score.value) < 10 else 1
+            value = measure(score.value, "", f"{field}.value", "", digits)
+        note = "as stated" if score.stated else ""
+        grade = Cell(score.grade, note=note) if score.grade else dash()
+        rows.append(ScoreRow(score.name, value, grade, score.source))
+    return rows
+
+
+def _input_name(name: str) -> str:
+    label = field_label(name) if name in ClinicalRecord.model_fields else name.replace("_", " ")
+    return label if label[:2].isupper() else label[:1].lower() + label[1:]

@@ -143,6 +143,7 @@ def render(
         weights=view.weights_sentence(plan),
         goal=", ".join(name.replace("_", " ") for name in plan.goal.names),
         case_facts=case_facts,
+        scores=grounds.score_rows(plan),
         rationale=paragraphs(plan.explanation),
         observation=paragraphs(plan.observation),
     )

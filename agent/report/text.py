@@ -76,7 +76,7 @@ def estimate(
     signed: bool = False,
     factor: float = 1.0,
 ) -> Cell:
-    """A mean over replicas with its 95 % interval (mean +- 1.96 standard errors) and n as the note."""
+    """A mean over replicas with its 95 % Student t interval and n as the note."""
     if value is None or not math.isfinite(value.mean):
         return absent(field, reason)
     cell = measure(value.mean, unit, field, reason, digits, signed=signed, factor=factor)

@@ -31,14 +31,18 @@ class _Placed:
 
 
 def chosen_path(plan: Plan) -> set[str]:
-    """Ids of the nodes that lead to the chosen protocol: its best kept node and all that node's ancestors."""
+    """Ids of the nodes that lead to the chosen protocol: one node of it and all that node's ancestors.
+
+    Of its nodes the deepest kept one; where the last comparison chose what the search had pruned, the deepest one that
+    was simulated.
+    """
     if plan.chosen is None:
         return set()
     by_id = {node.node_id: node for node in plan.tree}
-    ends = [node for node in plan.tree if node.status == "kept" and node.protocol == plan.chosen.assessed.key]
+    ends = [node for node in plan.tree if node.n and node.protocol == plan.chosen.assessed.key]
     if not ends:
         return set()
-    node: TreeNode | None = max(ends, key=lambda n: (n.depth, -_order(n)[0]))
+    node: TreeNode | None = max(ends, key=lambda n: (n.status == "kept", n.depth, -_order(n)[0]))
     path: set[str] = set()
     while node is not None and node.node_id not in path:
         path.add(node.node_id)
@@ -102,7 +106,9 @@ def tree_svg(plan: Plan) -> str:
         for row, node in enumerate(kept):
             placed[node.node_id] = _Placed(names[node.node_id], x, _HEAD + row * _ROW)
         lowest = max(lowest, _HEAD + len(kept) * _ROW)
-        rest_of[depth] = sorted((n for n in nodes if n.status != "kept"), key=lambda n: (_rank(n), _order(n)))
+        rest_of[depth] = sorted(
+            (n for n in nodes if n.status != "kept"), key=lambda n: (n.node_id not in path, _rank(n), _order(n))
+        )
     for root in roots:
         placed[root.node_id] = _Placed("", 0.0, _HEAD)
     edges, boxes = _kept(tree, placed, path, box)
@@ -116,7 +122,7 @@ def tree_svg(plan: Plan) -> str:
     deepest = lowest
     for number_of, depth in enumerate(depths):
         x = start + number_of * column + 24.0
-        lines, height = _rest(rest_of[depth], names, x, lowest, box)
+        lines, height = _rest(rest_of[depth], names, path, x, lowest, box)
         body.append(lines)
         deepest = max(deepest, lowest + height)
     rule = (
@@ -168,8 +174,10 @@ def _kept(
     return [edge for _, edge in sorted(edges, key=lambda pair: pair[0])], boxes
 
 
-def _rest(nodes: Sequence[TreeNode], names: dict[str, str], x: float, top: float, box: float) -> tuple[str, float]:
-    """Candidates that were not kept, one small line each."""
+def _rest(
+    nodes: Sequence[TreeNode], names: dict[str, str], path: set[str], x: float, top: float, box: float
+) -> tuple[str, float]:
+    """Candidates that were not kept, one small line each; one that was chosen after all stands out."""
     shown = [node for node in nodes if node.status != "duplicate"]
     duplicates = len(nodes) - len(shown)
     lines: list[str] = []
@@ -179,13 +187,16 @@ def _rest(nodes: Sequence[TreeNode], names: dict[str, str], x: float, top: float
         from_tag = names.get(node.parent or "", "")
         from_tag = "" if from_tag == "start" else from_tag + " "
         colour = "#a3381a" if node.status == "blocked" else "#5d6f7c"
+        ink = f'fill="{colour}"'
+        if node.node_id in path:
+            ink = 'fill="#0072B2" font-weight="600"'
         missing = "rule" if node.status == "blocked" else "\N{EN DASH}"
         right = missing if node.objective is None else number(node.objective, 2)
         lines.append(
             f'<g data-node="{escape(node.node_id)}"><title>{escape(node.protocol)}: {STATUS_WORDS[node.status]}. '
             f"{escape(node.reason)}</title>"
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="11" fill="{colour}">{from_tag}{escape(_added(node))}</text>'
-            f'<text x="{x + box - 8:.1f}" y="{y:.1f}" font-size="11" text-anchor="end" class="num" fill="{colour}">'
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="11" {ink}>{from_tag}{escape(_added(node))}</text>'
+            f'<text x="{x + box - 8:.1f}" y="{y:.1f}" font-size="11" text-anchor="end" class="num" {ink}>'
             f"{right}</text></g>"
         )
         y += _SMALL

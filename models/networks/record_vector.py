@@ -38,6 +38,7 @@ def _flag(value: object) -> float:
     return 1.0 if value else 0.0
 
 
+# Fields that vary in the training cohort: a field that never does would reach the network with untrained weights.
 # Centre and scale are round numbers near the middle and the spread of each field in liver-cancer cohorts; they only
 # bring the inputs to order one and carry no medical claim.
 _FIELDS: tuple[tuple[str, Callable[[object], float]], ...] = (
@@ -50,17 +51,13 @@ _FIELDS: tuple[tuple[str, Callable[[object], float]], ...] = (
     ("platelets_10e9_l", _log(2.1, 0.25)),
     ("ecog", _linear(0.5, 1.0)),
     ("ascites", _level("none", "mild", "moderate_severe")),
-    ("encephalopathy", _linear(0.0, 2.0)),
     ("child_pugh_class", _level("A", "B", "C")),
     ("child_pugh_score", _linear(6.0, 2.0)),
     ("bclc", _level("0", "A", "B", "C", "D")),
     ("cirrhosis", _flag),
     ("portal_vein_invasion", _level("none", "branch", "main")),
-    ("extrahepatic_spread", _flag),
     ("shunt", _level("none", "arterioportal", "hepatic_vein")),
     ("tumour_number", _linear(2.0, 2.0)),
-    ("tumour_liver_fraction_percent", _linear(15.0, 20.0)),
-    ("prior_tace_sessions", _linear(0.0, 2.0)),
 )
 _LIMIT = 4.0  # an outlier must not run away with the risk
 

@@ -23,7 +23,7 @@ from models.volume import Volume, write_label_nifti, write_nifti
 # The field of view of a written case: 344 x 244 x 220 mm around the liver.
 CASE_SHAPE = (172, 122, 88)
 CASE_SPACING_MM = (2.0, 2.0, 2.5)
-DEMO_SEED = 7
+DEMO_SEED = 182
 ORIGIN_NOTE = "synthetic phantom (models/phantom, version {version}, seed {seed}); not a patient"
 
 
@@ -53,12 +53,11 @@ def write_phantom_case(patient: Patient, out: Path) -> Case:
     """
     affine = case_affine()
     scans = {phase: render(patient, affine, CASE_SHAPE, phase=phase) for phase in ("arterial", "portal")}
-    note = ORIGIN_NOTE.format(version=parameters()["version"], seed=patient.seed)
     return write_case(
         out,
         case_id=patient.patient_id,
         origin="synthetic",
-        origin_note=note,
+        origin_note=_origin_note(patient),
         images={
             ImageMeta("pre_arterial", "pre", "arterial"): _volume(scans["arterial"], affine),
             ImageMeta("pre_portal", "pre", "portal"): _volume(scans["portal"], affine),
@@ -95,6 +94,22 @@ def write_truth(patient: Patient, out: Path) -> None:
     (out / "truth.json").write_text(json.dumps(truth, indent=1), encoding="utf-8")
 
 
+def truth_folder(out: Path) -> Path:
+    """Where the truth of the cases in `out` goes unless another folder is named: ``OUT-truth`` beside it.
+
+    Raises:
+        InputError: There is nothing beside `out` (the root of the file system).
+    """
+    folder = out.resolve()
+    if not folder.name:
+        raise InputError(f"There is no place for the truth beside {out}; choose another --out, or one with --truth.")
+    return folder.with_name(folder.name + "-truth")
+
+
+def _origin_note(patient: Patient) -> str:
+    return ORIGIN_NOTE.format(version=parameters()["version"], seed=patient.seed)
+
+
 def write_cohort(
     n: int, seed: int, out: Path, truth: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
@@ -104,26 +119,36 @@ def write_cohort(
         n: Number of patients, at least 1.
         seed: The first patient's seed; the others follow.
         out: Folder of case folders.
-        truth: Folder of truth, apart from `out`; ``OUT-truth`` beside it when None.
+        truth: Folder of truth, apart from `out`; `truth_folder` when None. Written wherever it is missing.
         progress: Called with (done, n) after every patient.
 
     Returns:
         The case folders.
 
     Raises:
-        InputError: `n` is not positive, or the truth folder lies inside the folder of cases.
+        InputError: `n` is not positive, the truth folder lies inside the folder of cases, a folder can't be written, or
+            a case that is already there is none of these patients.
     """
     if n < 1 or seed < 0:
         raise InputError(f"A cohort needs at least one patient and a seed of 0 or more; got --n {n} --seed {seed}.")
-    truth = truth or out.with_name(out.name + "-truth")
+    truth = truth or truth_folder(out)
     if truth.resolve().is_relative_to(out.resolve()):
         raise InputError(f"The truth folder {truth} lies inside the case folder {out}; choose one apart with --truth.")
     written = []
     for index in range(n):
         patient = draw_patient(seed + index)
         folder = out / patient.patient_id
-        if not (folder / "case.json").exists():
-            write_truth(patient, truth / patient.patient_id)
+        try:
+            exists = (folder / "case.json").exists()
+            if exists and Case.load(folder, verify=False).origin_note != _origin_note(patient):
+                raise InputError(f"{folder} is not the case of this patient and seed; choose another --out.")
+            # The truth first: an interrupted call leaves no case without it.
+            if not (truth / patient.patient_id / "truth.json").exists():
+                write_truth(patient, truth / patient.patient_id)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{error.filename or truth} can't be written: {reason}; choose another folder.") from error
+        if not exists:
             write_phantom_case(patient, folder)
         written.append(folder)
         if progress:

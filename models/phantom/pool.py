@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -185,6 +186,15 @@ def _write_block(folder: Path, first_seed: int, rows: range, k: int) -> tuple[li
     return protocols, records
 
 
+def content_hash(folder: Path) -> str:
+    """Short hash of what a rendered pool teaches: every action, label and outcome, and the first scans."""
+    digest = hashlib.sha256()
+    for name in ("actions", "true_log_risk", "toxicity", "time_months", "spacing_mm", "post_labels"):
+        digest.update(np.load(folder / f"{name}.npy", mmap_mode="r").tobytes())
+    digest.update(np.load(folder / "post.npy", mmap_mode="r")[:8].tobytes())
+    return digest.hexdigest()[:16]
+
+
 def write_pool(
     n: int, k: int, seed: int, out: Path, workers: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> None:
@@ -192,30 +202,42 @@ def write_pool(
 
     Args:
         n: Patients, at least 8.
-        k: Protocols per patient, at least 1.
+        k: Protocols per patient, at least 2: with one, no patient shows what the choice of protocol changes.
         seed: Seed of the first patient. Evaluation uses seeds from 900000, so training must stay below.
         out: Folder.
         workers: Processes.
         progress: Called with (patients done, n).
 
     Raises:
-        InputError: The sizes are too small, or the seeds would reach the evaluation cohort.
+        InputError: The sizes are too small, the seeds are negative or would reach the evaluation cohort, the folder
+            can't be written or holds a damaged pool.
     """
-    if n < 8 or k < 1:
-        raise InputError(f"A pool needs at least 8 patients and 1 protocol each; got --n {n} --k {k}.")
+    if n < 8 or k < 2 or seed < 0:
+        raise InputError(
+            "A pool needs at least 8 patients, 2 protocols each and a seed of 0 or more; "
+            f"got --n {n} --k {k} --seed {seed}."
+        )
     if seed + n >= 900_000:
         raise InputError(
             f"Training seeds must stay below 900000, where the evaluation cohort begins; got {seed} + {n}."
         )
     arguments = {"patients": n, "k": k, "seed": seed, "phantom_version": parameters()["version"]}
     index = out / "pool.json"
-    if index.exists() and json.loads(index.read_text(encoding="utf-8"))["arguments"] == arguments:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    index.unlink(missing_ok=True)
-    for name, (dtype, shape, per_protocol) in _ARRAYS.items():
-        full = (n, k, *shape) if per_protocol else (n, *shape)
-        np.lib.format.open_memmap(str(out / f"{name}.npy.part"), mode="w+", dtype=np.dtype(dtype), shape=full).flush()
+    try:
+        if index.exists() and json.loads(index.read_text(encoding="utf-8"))["arguments"] == arguments:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        index.unlink(missing_ok=True)
+        for name, (dtype, shape, per_protocol) in _ARRAYS.items():
+            full = (n, k, *shape) if per_protocol else (n, *shape)
+            part = str(out / f"{name}.npy.part")
+            np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=full).flush()
+    except OSError as error:
+        raise InputError(
+            f"The pool can't be written to {out}: {error.strerror or error}; choose another folder with --out."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index} is damaged; remove it, or choose another folder with --out.") from error
     blocks = [range(start, min(start + 8, n)) for start in range(0, n, 8)]
     protocols: list[object] = []
     records: list[object] = []
@@ -229,6 +251,11 @@ def write_pool(
                 progress(rows.stop, n)
     for name in _ARRAYS:
         (out / f"{name}.npy.part").replace(out / f"{name}.npy")
-    digest = f"phantom-v{arguments['phantom_version']}-seed{seed}-n{n}-k{k}"
-    meta = {"arguments": arguments, "patients": n, "protocols": protocols, "records": records, "data_hash": digest}
+    meta = {
+        "arguments": arguments,
+        "patients": n,
+        "protocols": protocols,
+        "records": records,
+        "data_hash": content_hash(out),
+    }
     index.write_text(json.dumps(meta), encoding="utf-8")

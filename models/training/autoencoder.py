@@ -38,7 +38,7 @@ class AutoencoderTask:
 
     def _crop(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         use_post = rng.random() < self.options["post_share"]
-        # Lipiodol is in a fifth of the scans and in few voxels of each, yet it is what changes most
+        # Lipiodol is in half of the scans but in few voxels of each, yet it is what changes most
         rows = self.oily if use_post and len(self.oily) and rng.random() < self.options["oil_share"] else self.rows
         patient, protocol = (int(value) for value in rows[rng.integers(len(rows))])
         mask = np.asarray(self.pool.tumour_mask[patient])

@@ -29,6 +29,20 @@ LINEAR_STEPS = 300
 VALIDATION_PATIENTS = 48
 
 
+def forget_fields(record: Tensor, rng: np.random.Generator) -> Tensor:
+    """Record vectors with fields hidden at random, value and flag together; a share of each row, drawn from 0 to 1.
+
+    Every phantom has a full record, hardly any real patient has: the network must have seen absent fields.
+
+    Args:
+        record: (N, RECORD_SIZE) from `record_vector`.
+        rng: draws the share and the fields of each row.
+    """
+    fields = record.shape[1] // 2
+    keep = torch.from_numpy(rng.random((len(record), fields)) >= rng.random((len(record), 1))).to(record.dtype)
+    return record * torch.cat([keep, keep], dim=1)
+
+
 class SurvivalTask:
     """Risk sets over patients and protocols; the offset is the pool's fixed toxicity term."""
 
@@ -58,9 +72,12 @@ class SurvivalTask:
         rows = known[self.pool.train].flatten(0, 1)
         offset, time, event = (v[self.pool.train].flatten() for v in (self.offset, self.time, self.event))
         nn.init.zeros_(linear.weight)
+        rng = np.random.default_rng(LINEAR_STEPS)
+        burden = self.burden.shape[2]
         optimiser = torch.optim.Adam(linear.parameters(), lr=0.02)
         for _ in range(LINEAR_STEPS):
-            loss = cox_efron(linear(rows).squeeze(1) + offset, time, event) + 1e-3 * linear.weight.square().sum()
+            seen = torch.cat([rows[:, :burden], forget_fields(rows[:, burden:], rng)], dim=1)
+            loss = cox_efron(linear(seen).squeeze(1) + offset, time, event) + 1e-3 * linear.weight.square().sum()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -95,13 +112,13 @@ class SurvivalTask:
             flips = random_flips(rng)
             pres.append(pre.flip(flips))
             posts.append(post.flip(flips))
-        rows = torch.from_numpy(np.repeat(patients, count))
         burden = self.burden[patients].flatten(0, 1).clone()
         # the engine's volumes are measured on an imperfect segmentation
         sd = self.training.options["burden_noise"]
-        burden[:, 0] = (burden[:, 0] + sd * torch.from_numpy(rng.standard_normal(len(rows))).float()).clamp_min(0.0)
+        burden[:, 0] = (burden[:, 0] + sd * torch.from_numpy(rng.standard_normal(len(burden))).float()).clamp_min(0.0)
         tokens = self.network.encode_pre(torch.stack(pres)).repeat_interleave(count, dim=0)
-        risk = self.network(tokens, torch.cat(posts), burden, self.record[rows])
+        record = forget_fields(self.record[patients], rng).repeat_interleave(count, dim=0)
+        risk = self.network(tokens, torch.cat(posts), burden, record)
         offset, time, event = (v[patients].flatten() for v in (self.offset, self.time, self.event))
         return cox_efron(risk + offset, time, event), {"spread": float(risk.detach().std())}
 

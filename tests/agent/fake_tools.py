@@ -21,10 +21,12 @@ from agent.guideline import GuidelinePolicy
 from agent.nodes import Services
 from agent.policy import Policy
 from agent.search import parse_key
-from agent.state import CaseFacts
+from agent.state import CaseFacts, Conditions
 from models.case import ImageMeta, write_case
+from models.clinical_record import ClinicalRecord
 from models.errors import TransientToolError
 from models.formulary import Formulary
+from models.scores import prognostic_scores
 from models.toxicity import ToxicityPart
 from models.volume import Volume
 from tests.agent.scripted import ScriptedRisk, unit
@@ -78,6 +80,7 @@ class FakeWorld:
         self.kill_after = kill_after
         self.fail_once = fail_once
         self.delay = delay
+        self.weights_hash = "fakeweights"
         self.listener: Callable[[str, int, int], None] | None = None
         self.ids: dict[str, tuple[str, int]] = {}
         self.made = 0
@@ -93,6 +96,11 @@ class FakeWorld:
 
     def simulated(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def conditions(self) -> Conditions:
+        return Conditions(
+            weights_hash=self.weights_hash, preset="fake", precision="fp32", device="cpu", rules_hash="f" * 64
+        )
 
     def listen(self, listener: Callable[[str, int, int], None] | None) -> None:
         self.listener = listener
@@ -121,10 +129,17 @@ class FakeWorld:
             heterogeneity_hu=15.0,
             hypodense_fraction=0.05,
             record={},
+            scores=prognostic_scores(ClinicalRecord(bclc="B"), 3.1, 1),
         )
 
     def check_rules(
-        self, case_id: str, protocols: list[str], profile: str, strict: bool, stage: str
+        self,
+        case_id: str,
+        protocols: list[str],
+        profile: str,
+        strict: bool,
+        stage: str,
+        session: dict[str, Any] | None = None,
     ) -> CheckRulesResult:
         reasons = self.judge(protocols, stage == "complete")
         patient = ()
@@ -310,6 +325,7 @@ def fake_services(
             fallback=embedded,
             formulary=Formulary.load(actions),
             case=lambda case_id: facts,
+            conditions=world.conditions,
             publish=lambda plan: {"report": "report.html"},
             command=command,
             listen=world.listen,

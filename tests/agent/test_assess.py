@@ -1,23 +1,25 @@
 import math
 
 import pytest
+from scipy import stats
 
 from agent.assess import dose_shown, estimate, median_months, survival_curve
 from agent.plan import Estimate
 from agent.state import Baseline
-from models.engine import median_survival, survival_at
 from models.formulary import Formulary
+from models.survival_curve import median_survival, survival_at
 
 BASELINE = Baseline(times_months=(0.0, 12.0, 24.0, 36.0), survival=(1.0, 0.8, 0.55, 0.4))
 
 
 @pytest.mark.parametrize("log_risk", [-1.0, 0.0, 0.3, 2.0])
-def test_curve_and_median_are_those_of_the_engine(log_risk):
+def test_curve_and_median_follow_from_the_baseline(log_risk):
     curve = survival_curve(BASELINE, Estimate(mean=log_risk, se=0.1, n=8))
     assert curve is not None
     assert curve.survival == pytest.approx(survival_at(BASELINE.survival, log_risk))
-    assert curve.lower == pytest.approx(survival_at(BASELINE.survival, log_risk + 0.196))
-    assert curve.upper == pytest.approx(survival_at(BASELINE.survival, log_risk - 0.196))
+    half = 0.1 * stats.t.ppf(0.975, 7)
+    assert curve.lower == pytest.approx([s ** math.exp(log_risk + half) for s in BASELINE.survival])
+    assert curve.upper == pytest.approx([s ** math.exp(log_risk - half) for s in BASELINE.survival])
     expected = median_survival(BASELINE.times_months, survival_at(BASELINE.survival, log_risk))
     assert median_months(BASELINE, log_risk) == expected
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agent.contest import confidence, contested, levels, paired, ranking
+from agent.contest import confidence, contested, gain, levels, mean_se, paired, ranking, t_interval
 
 
 def table_of(rows: dict[str, list[float]], first: int = 0) -> dict[str, dict[int, float]]:
@@ -72,7 +72,34 @@ def test_confidence_of_a_clear_and_of_an_even_contest():
     assert confidence(clear, "b", ["a", "b"], seed=0) == 0.0
     even = table_of({"a": [0.0, 1.0] * 4, "b": [1.0, 0.0] * 4})
     share = confidence(even, "a", ["a", "b"], seed=0)
-    # Share of resamples with at least 4 of 8 draws from the better half: 1/2 + half the central binomial term.
-    expected = 0.5 + 0.5 * math.comb(8, 4) / 2**8
-    assert share == pytest.approx(expected, abs=0.03)
+    # 4 of 8 draws from the better half is an exact tie (27 % of the resamples), which each of the two gets half of.
+    assert share == pytest.approx(0.5, abs=0.03)
     assert confidence(table_of({"a": [0.0], "b": [1.0]}), "a", ["a", "b"], seed=0) is None
+
+
+def test_exact_ties_share_the_confidence():
+    row = [0.3, 0.1, 0.7, 0.2]
+    twins = table_of({"a": row, "b": row})
+    assert confidence(twins, "a", ["a", "b"], seed=0) == confidence(twins, "b", ["a", "b"], seed=0) == 0.5
+    three = table_of({"a": row, "b": row, "c": [v + 1.0 for v in row]})
+    assert [confidence(three, key, ["a", "b", "c"], seed=0) for key in "abc"] == [0.5, 0.5, 0.0]
+
+
+def test_t_interval_agrees_with_scipy():
+    values = np.random.default_rng(4).normal(2.0, 0.5, size=5)
+    reference = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    mean, se = mean_se(list(values))
+    assert t_interval(mean, se, 5) == pytest.approx((reference.low, reference.high))
+    assert t_interval(1.0, None, 1) is None
+
+
+def test_a_gain_takes_its_spread_from_all_beams():
+    # On two seeds `a` and `before` differ by exactly 0.1 each time, so their own spread says that nothing is open.
+    table = table_of({"before": [1.1, 2.1], "a": [1.0, 2.0], "b": [1.0, 2.6], "c": [1.5, 2.1]})
+    own = paired(table, "a", "before")
+    assert own.se == pytest.approx(0.0)
+    found = gain(table, "a", "before", ["a", "b", "c"])
+    # Variances of the differences on two seeds: 0 for `before`, 0.18 for b - a (0, 0.6), 0.08 for c - a (0.5, 0.1).
+    assert found.mean == pytest.approx(0.1)
+    assert found.se == pytest.approx(math.sqrt((0.0 + 0.18 + 0.08) / 3 / 2))
+    assert gain(table_of({"a": [1.0], "before": [2.0]}), "a", "before", []).se is None

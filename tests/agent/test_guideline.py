@@ -378,7 +378,7 @@ def plan_facts(**change: Any) -> PlanFacts:
         "margin": 0.0608,
         "confidence": 0.873,
         "ties": (),
-        "protocols_assessed": 57,
+        "finalists": 5,
         "simulations": 214,
         "removed": (Removal(item="Doxorubicin", rule_id="P17", reason="Weak heart."),),
         "warnings": ("Reduce cisplatin.",),
@@ -395,7 +395,7 @@ def test_explanation_draws_every_number_from_the_plan() -> None:
         "-0.413",
         "0.031",
         "8",
-        "57",
+        "5",
         "-0.573",
         "0.160",
         "61.3",
@@ -423,18 +423,24 @@ def test_explanation_draws_every_number_from_the_plan() -> None:
     ):
         assert words in answer.text
     assert answer.provenance is not None
-    assert answer.provenance.prompt_id == "guideline-explain@1"
+    assert answer.provenance.prompt_id == "guideline-explain@3"
     assert answer.provenance.prompt_hash is not None
     assert len(answer.provenance.prompt_hash) == 64
 
 
+def test_explanation_claims_the_lowest_objective_only_where_it_decided() -> None:
+    assert "has the lowest objective of the 5 finalists" in POLICY.explain(plan_facts()).text
+    fixed = POLICY.explain(plan_facts(choice_is_fixed=True, margin=-0.0312)).text
+    assert "lowest objective" not in fixed
+    assert "what the search strategy itself chose" in fixed
+    assert "ahead by 0.031 in the last comparison" in fixed
+
+
 def test_explanation_of_a_bare_plan_invents_nothing() -> None:
     chosen = RiskFacts(protocol="Cisplatin | Lipiodol", risk=0.1, replicas=1)
-    bare = PlanFacts(
-        case=case(), goal=DEFAULT, chosen=chosen, protocols_assessed=1, simulations=1, model_origin="synthetic"
-    )
+    bare = PlanFacts(case=case(), goal=DEFAULT, chosen=chosen, finalists=1, simulations=1, model_origin="synthetic")
     text = POLICY.explain(bare).text
     assert "spread not known" in text
-    assert "the 1 protocol assessed" in text
+    assert "the only finalist" in text
     for absent in ("runner-up", "mRECIST", "months", "None", "resamples", "Warnings", "Taken out"):
         assert absent not in text

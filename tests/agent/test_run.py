@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from agent.plan import read_plan
-from agent.run import open_run, start_run
+from agent.run import RunStopped, open_run, start_run
 from agent.settings import PlannerSettings
 from agent.trace import TIMING_FIELDS, read_trace
-from models.errors import CaseError, RunError
+from models.case import Case, ImageMeta, write_case
+from models.errors import CaseError, PlanningError, RunError, WeightsError
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,3 +196,95 @@ def test_damaged_checkpoints_are_a_sentence(tmp_path, case):
     (tmp_path / "run" / "checkpoints.sqlite").write_bytes(b"this is no database" * 100)
     with pytest.raises(RunError, match=r"checkpoints of .* can't be used"):
         finish(run, FakeWorld(tmp_path / "log"))
+
+
+def test_a_case_without_labels_makes_no_run_folder(tmp_path, case):
+    whole = Case.load(case)
+    images = {ImageMeta("pre_arterial", "pre", "arterial"): whole.volume("pre_arterial")}
+    write_case(tmp_path / "bare", "bare", "synthetic", "made for a test", images)
+    with pytest.raises(CaseError, match="has no labels"):
+        start_run(tmp_path / "bare", tmp_path / "run", SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+class BrokenWorld(FakeWorld):
+    def conditions(self):
+        raise WeightsError("The weights are damaged; restore them.")
+
+
+def test_a_new_run_that_fails_before_anything_was_simulated_leaves_nothing(tmp_path, case):
+    world = BrokenWorld(tmp_path / "log")
+    folder = tmp_path / "runs" / "one" / "run"
+    for _ in range(2):  # the second time it fails for the same reason, not for what the first left
+        with pytest.raises(WeightsError):
+            finish(start_run(case, folder, SETTINGS), world)
+        assert not (tmp_path / "runs").exists()
+    small = SETTINGS.model_copy(update={"strategy": "paper", "budget": 30})
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(PlanningError, match="budget"):
+        finish(start_run(case, tmp_path / "mine", small), FakeWorld(tmp_path / "log"))
+    assert list((tmp_path / "mine").iterdir()) == []  # a folder that was there stays
+
+
+def test_what_was_simulated_or_was_there_before_is_never_taken_back(tmp_path, case):
+    folder = tmp_path / "run"
+    start_run(case, folder, SETTINGS)
+    with pytest.raises(WeightsError):
+        finish(open_run(folder), BrokenWorld(tmp_path / "log"))
+    assert (folder / "run.json").is_file()
+    run = start_run(case, tmp_path / "other", SETTINGS)
+    stored = tmp_path / "other" / "artifacts" / "outcomes" / "ab" / "outcome-ab.safetensors"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"")
+    with pytest.raises(WeightsError):
+        finish(run, BrokenWorld(tmp_path / "log"))
+    assert stored.is_file()
+    assert open_run(tmp_path / "other").record == run.record
+
+
+def stopped_in_the_search(case, folder, log):
+    """A run that was stopped after a few simulations."""
+    world = FakeWorld(log)
+    stop = threading.Event()
+
+    def listen(listener):
+        def heard(*progress):
+            if listener is not None:
+                listener(*progress)
+            if len(world.simulated()) > 7:
+                stop.set()
+
+        world.listener = heard
+
+    world.listen = listen
+    with pytest.raises(RunStopped):
+        list(start_run(case, folder, SETTINGS).execute(fake_services(world), stop))
+    assert len(world.simulated()) > 7
+
+
+def test_a_run_is_not_resumed_under_other_weights(tmp_path, case):
+    stopped_in_the_search(case, tmp_path / "run", tmp_path / "log")
+    other = FakeWorld(tmp_path / "log")
+    other.weights_hash = "otherweights"
+    with pytest.raises(RunError, match="weights hash: fakeweights, now otherweights"):
+        finish(open_run(tmp_path / "run"), other)
+    plan = finish(open_run(tmp_path / "run"), FakeWorld(tmp_path / "log"))
+    assert (plan.reproduction.device, plan.reproduction.precision, plan.reproduction.preset) == ("cpu", "fp32", "fake")
+    finish(open_run(tmp_path / "run"), other)  # a finished run computes nothing more
+
+
+def test_checkpoints_of_older_code_are_a_sentence(tmp_path, case):
+    stopped_in_the_search(case, tmp_path / "run", tmp_path / "log")
+    with closing(sqlite3.connect(tmp_path / "run" / "checkpoints.sqlite")) as database, database:
+        for table, column in (("checkpoints", "checkpoint"), ("writes", "value")):
+            rows = database.execute(f"SELECT rowid, {column} FROM {table}").fetchall()
+            renamed = [(blob.replace(b"origin_note", b"origin_word"), row) for row, blob in rows]
+            database.executemany(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", renamed)
+    with pytest.raises(RunError, match=r"another version of this program \(case.origin_note does not fit\)"):
+        finish(open_run(tmp_path / "run"), FakeWorld(tmp_path / "log"))
+
+
+def test_the_command_says_which_settings_it_cannot_give(tmp_path, case):
+    settings = PlannerSettings(finalists=3, beams=2)
+    command = start_run(case, tmp_path / "run", settings).command
+    assert command == f"mewm plan {case} --beams 2  # with finalists=3, which have no option"

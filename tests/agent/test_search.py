@@ -150,6 +150,9 @@ def test_pruned_drugs_are_tried_where_the_rules_leave_the_kept_ones_no_embolic()
     assert not search.blocked
     assert parse_key(best_of(strategy, search, table)).drugs == (last,)
     assert "pruned ones were tried" in search.stops[0]
+    ids = [node.node_id for node in search.tree]
+    assert len(set(ids)) == len(ids)
+    assert {node.node_id.split(".")[0] for node in search.tree if node.phase == "embolic"} >= {"e1", "e1w"}
 
 
 @pytest.mark.parametrize("budget", [24, 40, 80, 120])

@@ -118,6 +118,26 @@ def test_a_series_that_can_not_be_imported_is_listed_with_the_reason(tmp_path: P
     assert "tilted" in str(infos[1])
 
 
+def test_a_slice_without_geometry_does_not_refuse_the_patient_folder(tmp_path: Path) -> None:
+    import pydicom
+
+    write_series(tmp_path / "p" / "a", BEFORE, series="1.2.3.1")
+    write_series(tmp_path / "p" / "b", BEFORE, series="1.2.3.2", number=2)
+    spoilt = sorted((tmp_path / "p" / "b").iterdir())[5]
+    slice_ = pydicom.dcmread(spoilt)
+    del slice_.ImageOrientationPatient
+    slice_.save_as(spoilt)
+    with pytest.raises(SeriesChoiceError) as asked:
+        import_case(tmp_path / "p", tmp_path / "c")
+    lines = str(asked.value).splitlines()
+    assert "can't be imported" not in lines[1]
+    assert spoilt.name in lines[2]
+    assert lines[3] == "  beside them, not to be imported as CT: 1 unplaceable CT slice"
+    with pytest.raises(VolumeError, match="does not state its position"):
+        import_case(tmp_path / "p", tmp_path / "c", series="2")
+    np.testing.assert_array_equal(import_case(tmp_path / "p", tmp_path / "c", series="1").volume().data, BEFORE)
+
+
 def test_bad_choices(tmp_path: Path, patient: Path) -> None:
     for choice, message in (
         ("3", "'3' is none of the 2 series"),

@@ -98,6 +98,13 @@ def test_yaml_and_json_give_the_same_record(tmp_path: Path) -> None:
         ("r.yaml", "- 1\n- 2\n", "not a mapping"),
         ("r.yaml", "a: [1\n", "not valid YAML"),
         ("r.yaml", "age: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("r.yaml", "date: 2020-02-30\n", "day is out of range"),
+        ("r.yaml", "cirrhosis: !!bool 7\n", "not valid YAML"),
+        ("r.yaml", "age: !!timestamp 7\n", "not valid YAML"),
+        ("r.yaml", "[" * 5000, "not valid YAML"),
+        ("r.yaml", "date: 2020-02-03\n", "no field 'date'"),
+        ("r.yaml", f"age: {'9' * 400}\n", "no possible number"),
+        ("r.yaml", f"age_years: {'9' * 400}\n", "no possible number"),
         ("r.txt", "age: 63 years\n", "neither YAML nor JSON"),
     ],
 )

@@ -154,8 +154,27 @@ def test_damaged_pixels_and_a_lost_geometry(tmp_path: Path) -> None:
     slice_ = pydicom.dcmread(two)
     del slice_.ImagePositionPatient
     slice_.save_as(two)
-    with pytest.raises(VolumeError, match="does not state its position"):
-        find_series(tmp_path / "b")
+    with pytest.raises(VolumeError, match=f"{two.name} does not state its position"):
+        only(tmp_path / "b")
+
+
+def test_slices_that_say_no_place_spoil_their_own_series_only(tmp_path: Path) -> None:
+    import pydicom
+
+    for name, number in (("good", 1), ("one", 2), ("all", 3)):
+        write_series(tmp_path / name, TRUTH, series=f"1.2.3.{number}", number=number, salt=name)
+    # The highest slice: without it the rest is an even stack, which must not pass for the whole.
+    last = max((tmp_path / "one").iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
+    for path in (last, *(tmp_path / "all").iterdir()):
+        slice_ = pydicom.dcmread(path)
+        slice_.PixelSpacing = None if path == last else [0, 0]
+        slice_.save_as(path)
+    found = find_series(tmp_path)
+    assert [s.uid for s in found.series] == ["1.2.3.1", "1.2.3.2"]
+    assert found.describe_other() == f"{TRUTH.shape[2] + 1} unplaceable CT slices"
+    np.testing.assert_array_equal(read_series(found.series[0]).data, TRUTH)
+    with pytest.raises(VolumeError, match=f"{last.name} does not state its position"):
+        read_series(found.series[1])
 
 
 def test_the_real_patient(real_data: Path) -> None:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.clinical_record import ClinicalRecord
-from models.engine import Engine, Prepared, median_survival, survival_at
-from models.errors import InputError, TransientToolError, WeightsError
+from models.engine import Engine, Prepared
+from models.errors import InputError, TransientToolError
 from models.networks.preset import Preset
 from models.protocol import Protocol
 from models.volume import Volume
-from models.weights import SurvivalBaseline, WorldModel, init_world_model
+from models.weights import WorldModel, init_world_model
 
 CISPLATIN = Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",))
 RALTITREXED = Protocol(drugs=("Raltitrexed",), embolics=("PVA",))
@@ -221,24 +221,6 @@ def test_risk_of_several_patches_is_weighted_by_tumour_volume(model: WorldModel)
     expected += 10 * 2 + 100 * np.log1p(big + small)
     (risk,) = engine.log_risk(prepared, [prepared.pre.astype(np.int16)], [prepared.tissue])
     assert risk == pytest.approx(expected, rel=1e-5)
-
-
-def test_survival_mathematics():
-    baseline = (1.0, 0.8, 0.6, 0.4)
-    assert survival_at(baseline, 0.0) == baseline
-    assert survival_at(baseline, np.log(2.0)) == pytest.approx([1.0, 0.64, 0.36, 0.16])
-    assert median_survival((0, 6, 12, 18), baseline) == 18
-    assert median_survival((0, 6, 12, 18), survival_at(baseline, np.log(2.0))) == 12
-    assert median_survival((0, 6, 12, 18), survival_at(baseline, -5.0)) is None
-    assert survival_at(baseline, 1e6)[1] == 0.0
-
-
-def test_the_curve_needs_a_baseline(model: WorldModel):
-    with pytest.raises(WeightsError, match="baseline"):
-        Engine("cpu", model=model).survival_curve(0.0)
-    baseline = SurvivalBaseline(times_months=(0, 12), survival=(1.0, 0.5), n=9, data_origin="synthetic")
-    engine = Engine("cpu", model=dataclasses.replace(model, baseline=baseline))
-    assert engine.survival_curve(0.0) == ((0, 12), (1.0, 0.5))
 
 
 def test_memory_errors_are_transient(model: WorldModel):

@@ -13,6 +13,7 @@ from models.errors import MaskError
 from models.patch import (
     FEATHER_MM,
     Patch,
+    apply_change,
     crop,
     crop_lesions,
     crop_mask,
@@ -143,17 +144,29 @@ def test_crop_reproduces_a_linear_field_on_unequal_and_turned_grids():
         np.testing.assert_allclose(crop(Volume(data, affine), patch), expected, atol=0.02)
 
 
-def test_outside_the_volume_a_patch_is_air():
+def test_outside_the_volume_a_patch_repeats_its_border():
     affine = affine_of((1.5, 1.5, 1.5), (0.0, 0.0, 0.0))
-    volume = Volume(np.full((40, 40, 40), 50, dtype=np.int16), affine)
+    data = np.full((40, 40, 40), 50, dtype=np.int16)
+    data[0] = 90
+    volume = Volume(data, affine)
     labels = balls((40, 40, 40), affine, [(2, 20, 20)], [9.0])
     (patch,) = plan_patches(labels, affine)
     cube = crop(volume, patch)
     points = world((64, 64, 64), patch.affine)
     beyond = ((points < -0.75) | (points > 39.5 * 1.5)).any(axis=-1)
     assert beyond.any()
-    assert (cube[beyond] == -1024).all()
-    assert (cube[~beyond] == 50).all()
+    assert (cube[points[..., 0] < -0.75] == 90).all()
+    assert (cube[beyond & (points[..., 0] > 1.5)] == 50).all()
+
+
+def test_a_change_starts_at_the_window_where_it_points_back_into_it():
+    before = np.array([2000.0, 2000.0, -900.0, -900.0, 40.0, 2000.0], np.float32)
+    change = np.array([-570.0, 30.0, 200.0, -5.0, 60.0, 0.0], np.float32)
+    full = apply_change(before, change, np.ones(6, np.float32), (-175.0, 600.0))
+    np.testing.assert_allclose(full, [30.0, 2030.0, 25.0, -905.0, 100.0, 2000.0])
+    half = apply_change(before, change, np.full(6, 0.5, np.float32), (-175.0, 600.0))
+    np.testing.assert_allclose(half, (before + full) / 2)
+    np.testing.assert_array_equal(apply_change(before, change, np.zeros(6, np.float32), (-175.0, 600.0)), before)
 
 
 def test_coarse_patches_are_smoothed_not_aliased():
@@ -216,7 +229,7 @@ def test_paste_adds_the_difference_inside_and_nothing_beyond_the_feather(centres
     rng = np.random.default_rng(0)
     affine = affine_of(SPACING)
     shape = (150, 150, 50)
-    volume = Volume(rng.integers(-1000, 1500, shape).astype(np.int16), affine)
+    volume = Volume(rng.integers(-170, 560, shape).astype(np.int16), affine)
     before = volume.data.copy()
     labels = balls(shape, affine, centres, radii)
     patches = plan_patches(labels, affine)

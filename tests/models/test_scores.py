@@ -94,10 +94,6 @@ def test_albi_refuses_grams_per_litre() -> None:
         scores.albi(record)
 
 
-def test_ez_albi_by_hand() -> None:
-    assert scores.ez_albi(Record(bilirubin_mg_dl=1.2, albumin_g_dl=3.8)).value == pytest.approx(-33.0)
-
-
 @pytest.mark.parametrize(
     ("bilirubin", "albumin", "afp", "size", "grade"),
     [
@@ -114,29 +110,19 @@ def test_hap(bilirubin: float, albumin: float, afp: float, size: float, grade: s
     assert scores.hap(record, size).grade == grade
 
 
-def test_mhap_ii_adds_number() -> None:
-    record = Record(bilirubin_mg_dl=0.9, albumin_g_dl=4.0, afp_ng_ml=10.0)
-    assert [scores.mhap_ii(record, 3.0, n).grade for n in (1, 2)] == ["A", "B"]
-    worst = Record(bilirubin_mg_dl=2.0, albumin_g_dl=3.0, afp_ng_ml=900.0)
-    assert (scores.mhap_ii(worst, 9.0, 3).points, scores.mhap_ii(worst, 9.0, 3).grade) == (5, "D")
-
-
 @pytest.mark.parametrize(
-    ("size", "number", "six", "seven", "up_to"),
+    ("size", "number", "six", "up_to"),
     [
-        (5.0, 1, "low", "low", "within"),
-        (5.1, 1, "intermediate", "low", "within"),
-        (6.0, 1, "intermediate", "low", "within"),
-        (6.1, 1, "intermediate", "intermediate", "beyond"),
-        (10.0, 1, "intermediate", "intermediate", "beyond"),
-        (10.1, 1, "intermediate", "high", "beyond"),
-        (11.0, 1, "intermediate", "high", "beyond"),
-        (11.1, 1, "high", "high", "beyond"),
+        (5.0, 1, "low", "within"),
+        (5.1, 1, "intermediate", "within"),
+        (6.0, 1, "intermediate", "within"),
+        (6.1, 1, "intermediate", "beyond"),
+        (11.0, 1, "intermediate", "beyond"),
+        (11.1, 1, "high", "beyond"),
     ],
 )
-def test_sums_of_size_and_number(size: float, number: int, six: str, seven: str, up_to: str) -> None:
+def test_sums_of_size_and_number(size: float, number: int, six: str, up_to: str) -> None:
     assert scores.six_and_twelve(size, number).grade == six
-    assert scores.seven_eleven(size, number).grade == seven
     assert scores.up_to_seven(size, number).grade == up_to
     assert scores.six_and_twelve(size, number).value == pytest.approx(size + number)
 
@@ -146,9 +132,7 @@ def test_tumour_burden_score_by_hand() -> None:
     assert [scores.tumour_burden(d, 1).grade for d in (3.0, 5.0, 14.0)] == ["low", "medium", "high"]
 
 
-@pytest.mark.parametrize(
-    "function", [scores.six_and_twelve, scores.seven_eleven, scores.up_to_seven, scores.tumour_burden]
-)
+@pytest.mark.parametrize("function", [scores.six_and_twelve, scores.up_to_seven, scores.tumour_burden])
 def test_size_scores_without_input(function: Any) -> None:
     assert function(None, 2).missing == ("largest_diameter_cm",)
     assert function(3.0, None).missing == ("tumour_number",)
@@ -158,87 +142,41 @@ def test_size_scores_without_input(function: Any) -> None:
         function(3.0, 0)
 
 
-def test_albi_tae_and_state() -> None:
-    good = Record(bilirubin_mg_dl=0.5, albumin_g_dl=4.5, afp_ng_ml=200.0, crp_mg_dl=0.9)
-    assert scores.albi_tae(good, 5.0, 2).grade == "A"
-    bad = Record(bilirubin_mg_dl=2.0, albumin_g_dl=3.5, afp_ng_ml=201.0, crp_mg_dl=1.0)
-    assert scores.albi_tae(bad, 9.1, 2).grade == "D"
-    assert scores.state(good, 5.0, 2).value == pytest.approx(45)
-    assert scores.state(bad, 5.1, 2).value == pytest.approx(11)  # 35 - 12 - 12
-    assert scores.state(bad, 5.1, 2).grade == "unfavourable"
-    assert scores.state(Record(albumin_g_dl=4.0), 5.0, 2).missing == ("crp_mg_dl",)
-
-
-@pytest.mark.parametrize(
-    ("ast", "after", "responded", "points", "grade"),
-    [
-        (125.0, 5, True, 0, "re-treat"),  # exactly 25 % is no rise above 25 %
-        (126.0, 5, True, 4, "do not re-treat"),
-        (100.0, 6, True, 1.5, "re-treat"),
-        (100.0, 6, False, 2.5, "do not re-treat"),
-        (100.0, 8, True, 3, "do not re-treat"),
-        (126.0, 7, False, 8, "do not re-treat"),
-    ],
-)
-def test_art(ast: float, after: int, responded: bool, points: float, grade: str) -> None:
-    before = Record(ast_u_l=100.0, child_pugh_score=5)
-    score = scores.art(before, Record(ast_u_l=ast, child_pugh_score=after), responded)
-    assert (score.value, score.grade) == (points, grade)
-
-
-def test_art_without_input() -> None:
-    score = scores.art(Record(ast_u_l=100.0), Record(child_pugh_score=5), None)
-    assert score.missing == ("ast_u_l (after)", "child_pugh_score (before)", "response")
-
-
-def test_abcr() -> None:
-    before, after = Record(afp_ng_ml=200.0, bclc="B", child_pugh_score=5), Record(child_pugh_score=7)
-    assert scores.abcr(before, after, False).value == 5  # 1 + 2 + 2
-    assert scores.abcr(before, after, False).grade == "argues against re-treatment"
-    assert scores.abcr(before, after, True).value == 2
-    assert scores.abcr(before, Record(), True).missing == ("child_pugh_score (after)",)
-    with pytest.raises(ValueError, match="BCLC A, B and C"):
-        scores.abcr(before.model_copy(update={"bclc": "D"}), after, True)
-
-
-CLEAR = {"child_pugh_class": "A", "ecog": 0, "portal_vein_invasion": "none", "extrahepatic_spread": False}
-
-
-@pytest.mark.parametrize(
-    ("change", "size", "number", "stage"),
-    [
-        ({}, 2.0, 1, "0"),
-        ({}, 2.1, 1, "A"),
-        ({}, 12.0, 1, "A"),
-        ({}, 3.0, 3, "A"),
-        ({}, 3.1, 3, "B"),
-        ({}, 1.0, 4, "B"),
-        ({"portal_vein_invasion": "branch"}, 1.0, 1, "C"),
-        ({"extrahepatic_spread": True}, 1.0, 1, "C"),
-        ({"ecog": 1}, 1.0, 1, "C"),
-        ({"ecog": 3, "portal_vein_invasion": "main"}, 1.0, 1, "D"),
-        ({"child_pugh_class": "C"}, 1.0, 1, "D"),
-    ],
-)
-def test_bclc(change: dict[str, Any], size: float, number: int, stage: str) -> None:
-    assert scores.bclc_stage(Record(**{**CLEAR, **change}), size, number).grade == stage
-
-
-def test_bclc_without_input() -> None:
-    assert scores.bclc_stage(Record(), None, None).missing == (
-        "child_pugh_class",
-        "ecog",
-        "portal_vein_invasion",
-        "extrahepatic_spread",
-        "largest_diameter_cm",
-        "tumour_number",
-    )
-    assert scores.bclc_stage(Record(child_pugh_class="C"), None, None).grade == "D"
-    # Vascular invasion is C only once D is ruled out.
-    assert scores.bclc_stage(Record(portal_vein_invasion="main", ecog=0), 3.0, 1).grade is None
-
-
 def test_nan_is_an_error_and_not_a_score() -> None:
     record = Record(bilirubin_mg_dl=1.0, albumin_g_dl=4.0).model_copy(update={"bilirubin_mg_dl": float("nan")})
     with pytest.raises(ValueError, match="finite"):
         scores.albi(record)
+
+
+def test_an_empty_record_leaves_the_scores_of_size_and_number() -> None:
+    found = {score.name: score for score in scores.prognostic_scores(Record(), 17.0, 1)}
+    assert {name for name, score in found.items() if score.evaluable} == {
+        "six-and-twelve", "up-to-seven", "tumour burden score"
+    }  # fmt: skip
+    assert (found["six-and-twelve"].value, found["six-and-twelve"].grade) == (18.0, "high")
+    assert found["BCLC"].missing == ("bclc",)
+    assert found["HAP"].missing == ("albumin_g_dl", "bilirubin_mg_dl", "afp_ng_ml")
+    assert all(score.value is None and score.grade is None for score in found.values() if not score.evaluable)
+
+
+@pytest.mark.parametrize(
+    ("record", "value", "grade", "stated"),
+    [
+        (Record(**FINE), 5, "A", False),
+        (Record(**FINE, child_pugh_score=8), 8, "B", True),
+        (Record(**FINE, child_pugh_class="B"), None, "B", True),
+        (Record(child_pugh_class="B", child_pugh_score=7), 7, "B", True),
+        (Record(bilirubin_mg_dl=1.0), None, None, False),
+    ],
+)
+def test_a_stated_child_pugh_goes_before_a_computed_one(
+    record: Record, value: float | None, grade: str | None, stated: bool
+) -> None:
+    score = scores.prognostic_scores(record, 3.0, 1)[0]
+    assert (score.name, score.value, score.grade, score.stated) == ("Child-Pugh", value, grade, stated)
+    assert score.evaluable == (grade is not None)
+
+
+def test_bclc_is_the_stated_one() -> None:
+    found = {score.name: score for score in scores.prognostic_scores(Record(bclc="0"), 3.0, 1)}
+    assert (found["BCLC"].grade, found["BCLC"].value, found["BCLC"].stated) == ("0", None, True)

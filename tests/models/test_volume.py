@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -111,6 +112,48 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         read_nifti(tmp_path / "cut.nii.gz")
 
 
+def test_a_flipped_bit_in_a_gzip_file_never_changes_a_voxel(tmp_path: Path) -> None:
+    whole = save(tmp_path / "ct.nii.gz", trunk()).read_bytes()
+    rng = np.random.default_rng(5)
+    refused = 0
+    for place in rng.choice(len(whole), 60, replace=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "flip.nii.gz").write_bytes(damaged)
+        try:
+            volume = read_nifti(tmp_path / "flip.nii.gz")
+        except VolumeError:
+            refused += 1
+        else:  # a bit that carries nothing: the time in the gzip header, the padding of a block
+            np.testing.assert_array_equal(volume.data, trunk())
+    assert refused >= 55
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+def test_a_header_that_claims_more_voxels_than_there_are_reserves_no_memory(tmp_path: Path, name: str) -> None:
+    content = bytearray(nib.Nifti1Image(trunk(), AFFINE).to_bytes())
+    content[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(VolumeError, match="holds less than the 30000 x 30000 x 30000 voxels"):
+        read_nifti(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_header_is_a_sentence(tmp_path: Path) -> None:
+    content = nib.Nifti1Image(trunk(), AFFINE).to_bytes()
+    rng = np.random.default_rng(6)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[rng.integers(40, 80)] ^= 1 << int(rng.integers(8))
+        (tmp_path / "ct.nii").write_bytes(damaged)
+        try:
+            read_nifti(tmp_path / "ct.nii")
+        except VolumeError:
+            refused += 1
+    assert refused > 30
+
+
 def test_a_sheared_grid_is_refused(tmp_path: Path) -> None:
     sheared = AFFINE.copy()
     sheared[1, 2] = 1.0
@@ -150,6 +193,17 @@ class TestLabels:
     def test_another_shape(self, tmp_path: Path) -> None:
         with pytest.raises(MaskError, match="48 x 40 x 23 voxels, the image has 48 x 40 x 24"):
             read_labels(save(tmp_path / "l.nii", self.labels[:, :, 1:]), self.image)
+
+    @pytest.mark.parametrize(
+        ("dtype", "message"),
+        [(np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), "holds colours"), (np.complex64, "holds complex numbers")],
+    )
+    def test_colours_and_complex_numbers(self, tmp_path: Path, dtype: np.dtype[np.void], message: str) -> None:
+        other = np.zeros(self.labels.shape, dtype)
+        if other.dtype.names is None:
+            other[:] = self.labels
+        with pytest.raises(MaskError, match=message):
+            read_labels(save(tmp_path / "l.nii.gz", other), self.image)
 
     def test_another_position(self, tmp_path: Path) -> None:
         moved = AFFINE.copy()

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import agent.services
 from agent.cli.main import app
 from agent.plan import Plan
+from agent.run import open_run
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 
 SMALL = ["--actions", "hcc_tace_seg"]
@@ -58,9 +59,14 @@ def test_a_blocked_plan_shows_the_rules_instead_of_a_protocol(tmp_path, case, mo
     world = FakeWorld(tmp_path / "log", patient_block="decompensated cirrhosis")
     monkeypatch.setattr(agent.services, "make_services", fake_services(world))
     done = mewm("plan", case, "--run", tmp_path / "run", *SMALL)
-    assert done.exit_code == 0
+    assert done.exit_code == 6
     assert "No protocol is proposed" in done.stdout
     assert "decompensated cirrhosis" in done.stdout
+    assert "Traceback" not in done.stderr
+    again = mewm("resume", tmp_path / "run", "--json")
+    assert again.exit_code == 6
+    assert again.stdout == (tmp_path / "run" / "plan.json").read_text()
+    assert json.loads(again.stdout)["blocked"]
 
 
 def test_options_reach_the_settings(tmp_path, case, world):
@@ -85,6 +91,7 @@ def test_options_reach_the_settings(tmp_path, case, world):
             6,
             "budget of 30 is too small",
         ),
+        (["plan", "{case}", "--run", "{tmp}/run", "--session", "{tmp}/log"], 2, "neither YAML nor JSON"),
         (["resume", "{tmp}/nowhere"], 4, "There is no run in"),
     ],
 )
@@ -95,7 +102,21 @@ def test_errors_are_one_sentence_and_an_exit_code(tmp_path, case, world, argumen
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    assert not (tmp_path / "run" / "plan.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_stated_session_facts_reach_the_rules_the_run_and_the_command(tmp_path, case, world):
+    stated = tmp_path / "session.yaml"
+    stated.write_text("technique: ctace\nprior_mitomycin: 20 mg\nsuperselective: true\n")
+    done = mewm("plan", case, "--run", tmp_path / "run", "--session", stated, "--json", *SMALL)
+    assert done.exit_code == 0, done.stderr
+    facts = {"technique": "ctace", "prior_mitomycin_mg": 20.0, "superselective": True}
+    plan = json.loads(done.stdout)
+    assert plan["session"] == facts
+    assert all(call["session"] == facts for call in world.tools["check_rules"].calls)
+    assert f"--session {stated}" in open_run(tmp_path / "run").command
+    stated.unlink()  # the run keeps what was stated
+    assert mewm("resume", tmp_path / "run", "--json").stdout == done.stdout
 
 
 def test_demo_plans_the_embedded_case_and_keeps_it(tmp_path, world, monkeypatch):

@@ -31,6 +31,7 @@ from agent.plan import (
 )
 from models.clinical_record import ClinicalRecord
 from models.protocol import Protocol
+from models.scores import prognostic_scores
 from models.volume import Volume
 
 SEEDS = tuple(range(8))
@@ -203,16 +204,15 @@ def assessed(
     )
 
 
-def _curve(level: float, se: float) -> SurvivalCurve:
+def _curve(risk_mean: Estimate) -> SurvivalCurve:
     times = tuple(float(t) for t in range(1, 49))
     base = np.exp(-0.035 * np.array(times) ** 1.05)
 
     def at(risk: float) -> tuple[float, ...]:
         return tuple(float(v) for v in base ** np.exp(risk))
 
-    return SurvivalCurve(
-        times_months=times, survival=at(level), lower=at(level + 1.96 * se), upper=at(level - 1.96 * se)
-    )
+    low, high = risk_mean.interval or (risk_mean.mean, risk_mean.mean)
+    return SurvivalCurve(times_months=times, survival=at(risk_mean.mean), lower=at(high), upper=at(low))
 
 
 def _doses(protocol: Protocol) -> tuple[DoseShown, ...]:
@@ -312,6 +312,7 @@ def made_plan(**changes: Any) -> Plan:
         message="More than 15 ml of Lipiodol is above the label.",
         source="Lipiodol label",
         confidence="V",
+        found=("dose.Lipiodol = 18",),
     )
     finalists = []
     for place, a in enumerate(finals, start=1):
@@ -328,7 +329,7 @@ def made_plan(**changes: Any) -> Plan:
                 tied_with_chosen=place == 2,
                 doses=_doses(a.protocol),
                 findings=(finding.model_copy(update={"protocol": a.key, "rule_id": f"C0{place}"}),),
-                survival=_curve(a.log_risk.mean, a.log_risk.se or 0.0),
+                survival=_curve(a.log_risk),
                 not_evaluable=("cardiac toxicity: left ventricular ejection fraction is not in the record",),
             )
         )
@@ -350,7 +351,11 @@ def made_plan(**changes: Any) -> Plan:
             changed="With the default goal the same protocol would have been chosen.",
         ),
         "settings": {"strategy": "beam", "drugs": 6, "embolics": 4, "beams": 5, "replicas": 5, "steps": None},
+        "session": {"technique": "deb_tace", "superselective": True, "prior_mitomycin_mg": 20.0},
         "before": Before(tumour_ml=57.9, viable_ml=55.1, longest_diameter_mm=48.0, mrecist_mm=48.0, easl_mm2=1809.0),
+        "scores": prognostic_scores(
+            ClinicalRecord(bilirubin_mg_dl=1.0, albumin_g_dl=4.0, afp_ng_ml=500.0, bclc="B", child_pugh_score=6), 4.8, 2
+        ),
         "observation": "One hypervascular lesion of 48 mm.\n\n- no portal vein invasion\n- no shunt seen",
         "proposals": (
             PolicyNote(item="Cisplatin", kind="drug", kept=True, reason="platinum backbone"),
@@ -390,6 +395,8 @@ def made_plan(**changes: Any) -> Plan:
             policy="guideline",
             policy_is_llm=False,
             simulated_how="1 patch of 64 x 64 x 64 voxels at 1.5 mm",
+            baseline_n=612,
+            baseline_origin="synthetic",
         ),
         "reproduction": Reproduction(
             command="mewm plan cases/demo --seed 0",
@@ -398,6 +405,9 @@ def made_plan(**changes: Any) -> Plan:
             seed=0,
             seeds=SEEDS,
             device="cpu",
+            precision="bf16",
+            preset="small",
+            rules_hash="7c" * 32,
             versions={"mewm": "0.1.0", "torch": "2.13.0+cpu", "python": "3.11.2"},
         ),
         "simulations": 214,

@@ -70,6 +70,24 @@ def test_chosen_path_leads_from_the_root_to_the_chosen_protocol() -> None:
     assert tree_svg(plan).count('fill="#0072B2"') == 5
 
 
+def test_chosen_path_is_there_although_the_search_pruned_the_node() -> None:
+    plan = made_plan()
+    assert plan.chosen is not None
+    key = plan.chosen.assessed.key
+    tree = tuple(
+        n.model_copy(update={"status": "pruned"}) if n.protocol == key and n.status == "kept" else n for n in plan.tree
+    )
+    pruned = plan.model_copy(update={"tree": tree})
+    path = chosen_path(pruned)
+    ends = {n.node_id for n in tree if n.protocol == key and n.n} & path
+    assert len(path) == 6
+    assert ends
+    drawing = tree_svg(pruned)
+    assert drawing.count('fill="#0072B2" font-weight="600"') == 2  # the pruned end: its name and its objective
+    absent = plan.model_copy(update={"tree": tuple(n for n in plan.tree if n.protocol != key)})
+    assert chosen_path(absent) == set()
+
+
 def test_tags_name_kept_nodes_best_first() -> None:
     plan = made_plan()
     names = tags(plan.tree)
@@ -89,7 +107,7 @@ def test_numbers_are_written_as_a_reader_expects() -> None:
 
 def test_estimates_carry_interval_and_n() -> None:
     cell = estimate(Estimate(mean=10.0, se=1.0, n=8), "mm", "x", "why", 1)
-    assert cell.note == "8.0 to 12.0, n = 8"
+    assert cell.note == "7.6 to 12.4, n = 8"  # t quantile with 7 degrees of freedom: 2.365
     assert estimate(Estimate(mean=10.0, se=None, n=1), "mm", "x", "why").note == "one replica, no interval"
     missing = estimate(None, "mm", "x", "why")
     assert missing.absent

@@ -12,7 +12,9 @@ import pytest
 
 from agent.plan import Plan, TreeNode
 from agent.report import page, write_report
+from models.clinical_record import ClinicalRecord
 from models.errors import RunError
+from models.scores import prognostic_scores
 from tests.agent.report.made_plan import MadeWorkspace, blocked_plan, made_plan, made_workspace
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -171,7 +173,8 @@ def test_page_says_what_has_to_be_said(report: Reader) -> None:
         *plan.not_modelled,
         *plan.not_evaluable,
         "1.5 to 15\N{NO-BREAK SPACE}ml",
-        "1.96 standard errors",
+        "95 % Student t interval over replicas",
+        "fitted on n = 612 patients, synthetic data",
         "Total bilirubin",
         "Child-Pugh A: no restriction.",
     ):
@@ -232,6 +235,24 @@ def test_blocked_plan(workspace: MadeWorkspace, tmp_path: Path) -> None:
     assert workspace.composed == []
     assert reader.faults == []
     assert not re.search(r"\b(nan|None|inf)\b", text)
+
+
+def test_a_plan_blocked_by_combinations_does_not_claim_that_all_were_tried(
+    workspace: MadeWorkspace, tmp_path: Path
+) -> None:
+    block = blocked_plan().blocked_by[0].model_copy(update={"rule_id": "E07", "protocol": "Cisplatin | NBCA"})
+    other = block.model_copy(update={"protocol": "Mitomycin | NBCA"})
+    early = block.model_copy(update={"rule_id": "C01", "message": "Two platinums.", "protocol": "Cisplatin | -"})
+    reader = written(blocked_plan(blocked_by=(block,), rules=(early, block, other)), workspace, tmp_path)
+    text = " ".join(visible(reader).split())
+    assert "Every protocol that was tried is blocked" in text
+    assert "allow no protocol for this patient" not in text
+    rows = ["".join(e.text) for e in reader.elements if e.tag == "tr"]
+    (shown,) = [row for row in rows if row.startswith("blockE07")]
+    assert "protocols that were tried" in shown
+    assert "other protocols" not in shown
+    patient = " ".join(visible(written(blocked_plan(), workspace, tmp_path)).split())
+    assert "The rules allow no protocol for this patient" in patient
 
 
 def test_what_is_missing_is_named_with_a_reason(workspace: MadeWorkspace, tmp_path: Path) -> None:
@@ -315,3 +336,47 @@ def test_made_plan_survives_plan_json() -> None:
     data.pop("disclaimer")
     assert Plan.model_validate(data) == plan
     assert math.isfinite(plan.chosen.assessed.objective.mean)  # type: ignore[union-attr]
+
+
+def test_a_rule_shows_what_it_found_and_the_session_what_was_stated(workspace: MadeWorkspace, tmp_path: Path) -> None:
+    reader = written(made_plan(), workspace, tmp_path)
+    rows = ["".join(e.text) for e in reader.elements if e.tag == "tr"]
+    assert any("C01" in row and "found: dose.Lipiodol = 18" in row for row in rows)
+    text = " ".join(visible(reader).split())
+    assert "Stated about the session" in text
+    for stated in ("techniquedeb-tace", "superselectiveyes", "prior mitomycin mg20.0"):
+        assert stated in text.replace("</dt><dd>", "")
+    assert "cpu, bf16, preset small" in text
+    assert "in this process" not in text
+
+
+def test_a_milder_rule_that_fires_does_not_hide_what_could_not_be_judged(
+    workspace: MadeWorkspace, tmp_path: Path
+) -> None:
+    update = {"rule_id": "L04", "strength": "warn", "missing": ("record.shunt_marked",), "protocol": None}
+    warned = made_plan().rules[2].model_copy(update=update)
+    assert warned.unclear is not None
+    plan = made_plan(rules=(warned,), not_evaluable=(warned.unclear,))
+    text = " ".join(visible(written(plan, workspace, tmp_path)).split())
+    assert "L04: fired as warn; a severer level is not evaluable (missing: record.shunt_marked)." in text
+
+
+def test_scores_with_class_and_source_or_what_is_missing(workspace: MadeWorkspace, tmp_path: Path) -> None:
+    def table(plan: Plan, folder: str) -> dict[str, list[str]]:
+        (tmp_path / folder).mkdir()
+        elements = written(plan, workspace, tmp_path / folder).elements
+        first = next(i for i, e in enumerate(elements) if e.attributes.get("id") == "scores")
+        last = next(i for i, e in enumerate(elements) if i > first and e.tag == "p")
+        cells = ["".join(e.text) for e in elements[first:last] if e.tag == "td"]
+        return {cells[i]: cells[i + 1 : i + 4] for i in range(0, len(cells), 4)}
+
+    full = table(made_plan(), "full")
+    assert full["Child-Pugh"] == ["6", "Aas stated", "Pugh, Br J Surg 1973;60:646"]
+    assert full["ALBI"][:2] == ["\N{MINUS SIGN}2.59", "2a"]  # 0.66 log10(17.104) - 3.4
+    assert full["BCLC"][1] == "Bas stated"
+    assert full["HAP"][:2] == ["2", "C"]  # 17.1 umol/L and AFP 500
+    assert full["six-and-twelve"][:2] == ["6.80", "intermediate"]
+    empty = table(made_plan(scores=prognostic_scores(ClinicalRecord(), 4.8, 2)), "empty")
+    assert empty["HAP"][0] == "not evaluablemissing: albumin, total bilirubin, alpha-fetoprotein"
+    assert empty["BCLC"][0] == "not evaluablemissing: BCLC stage"
+    assert empty["up-to-seven"][:2] == full["up-to-seven"][:2] == ["6.80", "within"]

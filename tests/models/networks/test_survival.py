@@ -11,6 +11,7 @@ from models.networks import survival as module
 from models.networks.preset import Preset
 from models.networks.survival import BURDEN_SIZE, RECORD_SIZE, GatedAttention, SurvivalNet, post_channel, record_vector
 from models.networks.survival import SurvivalNet as Net
+from models.training.survival import forget_fields
 from models.weights import WorldModel
 
 
@@ -97,3 +98,17 @@ def test_a_full_record_is_bounded_and_worse_is_more() -> None:
 def test_post_channel_by_hand() -> None:
     labels = torch.tensor([0, 1, 2, 3, 4], dtype=torch.uint8)
     assert post_channel(labels).tolist() == [0.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_fields_of_the_record_are_forgotten_with_their_flags() -> None:
+    """Training hides fields: value and flag go together, and every share from none to all occurs."""
+    record = torch.from_numpy(np.tile(np.arange(1, RECORD_SIZE + 1, dtype=np.float32), (400, 1)))
+    seen = forget_fields(record, np.random.default_rng(0))
+    half = RECORD_SIZE // 2
+    kept = seen[:, :half] != 0
+    assert torch.equal(kept, seen[:, half:] != 0)
+    assert torch.equal(seen[:, :half][kept], record[:, :half][kept])
+    share = kept.float().mean(1)
+    assert 0.42 < float(share.mean()) < 0.58
+    assert float(share.min()) < 0.1
+    assert float(share.max()) > 0.9
