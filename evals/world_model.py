@@ -70,7 +70,7 @@ def _networks_alone(workspace: Workspace, patient: Patient, response: TrueRespon
     out.autoencoder = {"overall": float(error.mean()), "tumour": float(error[truth.tumour].mean())}
     if (oil := truth.tissue == Tissue.OIL).any():
         out.autoencoder["oil"] = float(error[oil].mean())
-    found = engine.segment(truth.hu[None])[0]
+    found = engine.segment(truth.hu[None], prepared.pre[:1], prepared.numbers[:1] > 0)[0]
     tumour = (Tissue.VIABLE, Tissue.NECROTIC, Tissue.OIL)
     out.dice = {
         "liver with tumour": _dice(found >= Tissue.LIVER, truth.tissue >= Tissue.LIVER),
@@ -158,14 +158,17 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _c_index(rows: Sequence[tuple[float, bool, float, float]], side: int, resamples: int = 1000) -> dict[str, Any]:
-    time, event, estimate = (np.array([r[i] for r in rows]) for i in (0, 1, side))
+    time, estimate = (np.array([r[i] for r in rows]) for i in (0, side))
+    event = np.array([r[1] for r in rows], dtype=bool)
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(resamples):
         index = rng.integers(0, len(rows), len(rows))
-        if event[index].any():
-            draws.append(concordance_index_censored(event[index].astype(bool), time[index], estimate[index])[0])
-    value = float(concordance_index_censored(event.astype(bool), time, estimate)[0])
+        dead, at = event[index], time[index]
+        # a resample of few patients can hold no pair that can be compared: it says nothing
+        if dead.any() and at[dead].min() < at.max():
+            draws.append(concordance_index_censored(dead, at, estimate[index])[0])
+    value = float(concordance_index_censored(event, time, estimate)[0])
     low, high = np.quantile(draws, (0.025, 0.975))
     return Interval(value, float(low), float(high), len(rows))._asdict()
 

@@ -28,6 +28,7 @@ from models.networks.action import encode_protocols
 from models.networks.denoiser import sample
 from models.networks.precision import autocast, supports_bf16
 from models.networks.record_vector import record_vector
+from models.networks.segmenter import segmenter_input
 from models.patch import (
     HIGHEST_HU,
     OUTSIDE_HU,
@@ -211,7 +212,7 @@ class Engine:
             near=near,
             own=own,
             weight=weight,
-            tissue=np.where(near > 0, self.segment(pre), 0).astype(np.uint8),
+            tissue=np.where(near > 0, self.segment(pre, pre, numbers > 0), 0).astype(np.uint8),
             decoded=self._hu(self._batched(self.model.autoencoder.decode, [latent])),
             latent=latent,
             mask=torch.nn.functional.avg_pool3d(tumour, preset.downsampling),
@@ -288,18 +289,29 @@ class Engine:
         latent = self._batched(self.model.autoencoder.encode, [self._unit(patches)])
         return self._hu(self._batched(self.model.autoencoder.decode, [latent]))
 
-    def segment(self, patches: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Tissue classes (0 other, 1 liver, 2 viable, 3 necrotic, 4 oil) of CT patches (N, S, S, S) in HU.
+    def segment(
+        self, patches: NDArray[np.generic], before: NDArray[np.generic], mask: NDArray[np.bool_]
+    ) -> NDArray[np.uint8]:
+        """Tissue classes (0 other, 1 liver, 2 viable, 3 necrotic, 4 oil) of CT patches.
+
+        Args:
+            patches: (N, S, S, S) HU.
+            before: the same patches before treatment, in HU; `patches` themselves where those are segmented.
+            mask: (N, S, S, S) tumour before treatment; all False where it is not known.
+
+        Returns:
+            (N, S, S, S).
 
         Raises:
             TransientToolError: out of memory.
         """
 
-        def classes(x: Tensor) -> Tensor:
-            logits: Tensor = self.model.segmenter(x)
+        def classes(*channels: Tensor) -> Tensor:
+            logits: Tensor = self.model.segmenter(segmenter_input(*channels))
             return logits.argmax(dim=1).to(torch.uint8)
 
-        result: NDArray[np.uint8] = self._batched(classes, [self._unit(patches)]).numpy()
+        inputs = [self._unit(patches)[:, 0], self._unit(before)[:, 0], torch.from_numpy(np.asarray(mask, dtype=bool))]
+        result: NDArray[np.uint8] = self._batched(classes, inputs).numpy()
         return result
 
     def log_risk(

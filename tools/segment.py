@@ -91,7 +91,12 @@ def _segment_portion(outcomes: Sequence[StoredOutcome], workspace: Workspace) ->
     tissue = [_stored(name, outcome, workspace) for name, outcome in zip(names, outcomes, strict=True)]
     missing = [position for position, found in enumerate(tissue) if found is None]
     if missing:
-        classes = workspace.engine.segment(np.concatenate([outcomes[position].composite for position in missing]))
+        cases = [outcomes[position].prepared for position in missing]
+        classes = workspace.engine.segment(
+            np.concatenate([outcomes[position].composite for position in missing]),
+            np.concatenate([prepared.pre for prepared in cases]),
+            np.concatenate([prepared.numbers > 0 for prepared in cases]),
+        )
         for position in missing:
             outcome = outcomes[position]
             count = len(outcome.prepared.patches)

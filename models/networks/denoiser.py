@@ -2,7 +2,8 @@
 
 Path: z_t = (1 - t) * noise + t * z_post, so the velocity is z_post - noise and sampling integrates t from 0 to 1. The
 pre-treatment latent, the tumour mask and the action are concatenated to the noisy latent (as in the paper); the action
-and the voxel size also shift every residual block beside the time, at no cost.
+and the voxel size also shift every residual block beside the time, at no cost. Beside the action stand the shares into
+which the tumour will be divided (see `models.networks.response_head`): measured in training, predicted in sampling.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from models.networks.action import ActionEncoder
 from models.networks.preset import DenoiserPreset
+from models.networks.response_head import SHARES, ResponseHead
 
 TIME_SCALE = 1000.0  # MONAI's sinusoidal embedding expects steps of this range
 
@@ -26,9 +28,10 @@ class Denoiser(nn.Module):
         self.preset = preset
         self.latent_channels = latent_channels
         self.action_encoder = ActionEncoder(preset)
+        self.response = ResponseHead(latent_channels)
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=2 * latent_channels + 1 + preset.action_dim,
+            in_channels=2 * latent_channels + 1 + preset.action_dim + len(SHARES),
             out_channels=latent_channels,
             channels=preset.channels,
             num_res_blocks=preset.res_blocks,
@@ -40,12 +43,12 @@ class Denoiser(nn.Module):
         time_dim = 4 * preset.channels[0]
         # MONAI adds a "class" embedding to that of the time; ours is the action and the voxel size instead of a class.
         self.unet.class_embedding = nn.Sequential(
-            nn.Linear(preset.action_dim + 1, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
+            nn.Linear(preset.action_dim + 1 + len(SHARES), time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
         )
 
     def forward(
         self, z_t: Tensor, t: Tensor, z_pre: Tensor, mask: Tensor, action: Tensor, text: Tensor, log2_spacing: Tensor,
-        keep: Tensor | None = None,
+        shares: Tensor, keep: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Predict the velocity.
 
@@ -57,17 +60,27 @@ class Denoiser(nn.Module):
             action: (N, 18, 3) from `models.networks.action.action_vector`.
             text: (N, text_dim) from `models.networks.action.text_vector`.
             log2_spacing: (N,) log2(voxel edge in mm / 1.5).
-            keep: (N,) bool, False hides the action (guidance training and sampling); None keeps all.
+            shares: (N, 4) of the original tumour in the order of `response_head.SHARES`.
+            keep: (N,) bool, False hides action and shares (guidance training and sampling); None keeps all.
 
         Returns:
             Velocity (N, C, s, s, s), float32.
         """
         tau = self.action_encoder(action, text, keep)
         spread = tau[:, :, None, None, None].expand(-1, -1, *z_t.shape[2:])
-        x = torch.cat([z_t, z_pre, mask, spread.to(z_t.dtype)], dim=1)
-        condition = torch.cat([tau, log2_spacing[:, None].to(tau.dtype)], dim=1)
+        if keep is not None:
+            shares = shares * keep[:, None].to(shares.dtype)
+        painted = shares[:, :, None, None, None].to(z_t.dtype) * mask
+        x = torch.cat([z_t, z_pre, mask, spread.to(z_t.dtype), painted], dim=1)
+        condition = torch.cat([tau, log2_spacing[:, None].to(tau.dtype), shares.to(tau.dtype)], dim=1)
         velocity: Tensor = self.unet(x, t * TIME_SCALE, class_labels=condition)
         return velocity.float()
+
+    def predict_shares(self, z_pre: Tensor, mask: Tensor, action: Tensor, log2_spacing: Tensor) -> Tensor:
+        """Shares of the original tumour after the action, (N, 4) in the order of `SHARES`, summing to 1."""
+        with torch.autocast(z_pre.device.type, enabled=False):
+            features = self.response.features(z_pre.float(), mask.float(), log2_spacing.float())
+            return torch.softmax(self.response(features, action.float()), dim=1)
 
 
 @torch.no_grad()
@@ -98,12 +111,13 @@ def sample(
     if count < 1:
         raise ValueError(f"steps must be at least 1, not {count}")
     hidden = torch.zeros(noise.shape[0], dtype=torch.bool, device=noise.device)
+    shares = denoiser.predict_shares(z_pre, mask, action, log2_spacing)
     z = noise.float()
     for step in range(count):
         t = torch.full((noise.shape[0],), step / count, device=noise.device)
-        velocity = denoiser(z, t, z_pre, mask, action, text, log2_spacing)
+        velocity = denoiser(z, t, z_pre, mask, action, text, log2_spacing, shares)
         if weight != 1.0:
-            without = denoiser(z, t, z_pre, mask, action, text, log2_spacing, keep=hidden)
+            without = denoiser(z, t, z_pre, mask, action, text, log2_spacing, shares, keep=hidden)
             velocity = without + weight * (velocity - without)
         z = z + velocity / count
     return z

@@ -1,9 +1,14 @@
-"""Segmenter, the paper's assistant model: an nnU-Net-like DynUNet on one CT patch."""
+"""Segmenter, the paper's assistant model: an nnU-Net-like DynUNet on a CT patch beside the one before treatment.
+
+On a follow-up alone, living tumour can't be told from liver, nor dead tumour from what was dark before. A radiologist
+reads it beside the scan before treatment; so does this network.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
+import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
@@ -20,15 +25,32 @@ class Tissue(IntEnum):
     OIL = 4
 
 
+CHANNELS = 3
+
+
+def segmenter_input(scan: Tensor, before: Tensor, mask: Tensor) -> Tensor:
+    """What the segmenter sees, on one patch grid.
+
+    Args:
+        scan: (..., S, S, S) CT to segment, in [-1, 1].
+        before: CT before treatment, in [-1, 1]; the scan itself where that is the one to segment.
+        mask: tumour before treatment, 0 or 1; all 0 where it is not known.
+
+    Returns:
+        (..., 3, S, S, S), the three in this order.
+    """
+    return torch.stack([scan, before, mask.to(scan.dtype)], dim=-4)
+
+
 class Segmenter(nn.Module):
-    """CT patch in [-1, 1] (N, 1, S, S, S) -> logits (N, 5, S, S, S) in the order of `Tissue`."""
+    """`segmenter_input` (N, 3, S, S, S) -> logits (N, 5, S, S, S) in the order of `Tissue`."""
 
     def __init__(self, preset: SegmenterPreset) -> None:
         """Build with random weights; every filter after the first halves the grid."""
         super().__init__()
         levels = len(preset.filters)
         self.net = DynUNet(
-            spatial_dims=3, in_channels=1, out_channels=len(Tissue), kernel_size=[3] * levels,
+            spatial_dims=3, in_channels=CHANNELS, out_channels=len(Tissue), kernel_size=[3] * levels,
             strides=[1] + [2] * (levels - 1), upsample_kernel_size=[2] * (levels - 1), filters=preset.filters,
             norm_name=("INSTANCE", {"affine": True}),
         )  # fmt: skip

@@ -13,6 +13,8 @@ from models.networks.action import HashedTextEncoder, text_vector
 from models.networks.autoencoder import Autoencoder
 from models.networks.denoiser import Denoiser, sample
 from models.networks.preset import Preset
+from models.networks.response_head import SHARES
+from models.networks.segmenter import Tissue
 from models.training.latents import Latents, compute_latents
 from models.training.loop import Budget, Cadence, RunResult, run_training
 from models.training.losses import flow_loss, paired_effect_loss, region_weights
@@ -51,8 +53,21 @@ def effect_slope(true: npt.NDArray[np.float64], simulated: npt.NDArray[np.float6
     return (xy / xx if xx > 0 else 0.0), (float(xy / np.sqrt(xx * yy)) if xx * yy > 0 else 0.0)
 
 
+def tumour_shares(pool: Pool) -> Tensor:
+    """How each original tumour was divided after each protocol: (P, K, 4), `SHARES` summing to 1."""
+    patients, protocols = pool.post_labels.shape[:2]
+    out = np.zeros((patients, protocols, len(SHARES)), dtype=np.float32)
+    for patient in range(patients):
+        inside = np.asarray(pool.tumour_mask[patient]) > 0
+        for protocol in range(protocols):
+            labels = np.asarray(pool.post_labels[patient, protocol])[inside]
+            measured = [float((labels == tissue).mean()) for tissue in (Tissue.VIABLE, Tissue.NECROTIC, Tissue.OIL)]
+            out[patient, protocol] = [*measured, 1.0 - sum(measured)]
+    return torch.from_numpy(out)
+
+
 class DenoiserTask:
-    """Flow loss inside and outside the tumour region + loss of the paired difference between two protocols."""
+    """Flow loss in and around the tumour + paired difference between two protocols + the response head's loss."""
 
     def __init__(self, pool: Pool, preset: Preset, latents: Latents, autoencoder: Autoencoder) -> None:
         """Build the network from the global random state."""
@@ -66,6 +81,7 @@ class DenoiserTask:
         encoder = HashedTextEncoder(preset.denoiser.text_dim)
         self.text = torch.from_numpy(np.stack([[text_vector(p, encoder) for p in row] for row in pool.protocols]))
         self.action = torch.from_numpy(np.array(pool.actions, dtype=np.float32))
+        self.shares = tumour_shares(pool)
         self.log2_spacing = torch.log2(torch.from_numpy(np.array(pool.spacing_mm, dtype=np.float32)) / 1.5)
 
     def _latents(self, which: str, *index: npt.NDArray[np.int64]) -> Tensor:
@@ -89,16 +105,42 @@ class DenoiserTask:
         target = z_post - noise
         velocity = self.network(
             z_t, t, z_pre, mask, self.action[patients, protocols], self.text[patients, protocols],
-            self.log2_spacing[patients], keep=keep,
+            self.log2_spacing[patients], self._given_shares(patients, protocols, rng), keep=keep,
         )  # fmt: skip
         region = region_weights(mask)
         flow = flow_loss(velocity, target, region, self.options["outside_weight"])
         # where the action is hidden both velocities are equal and the paired term is a constant without gradient
         effect = paired_effect_loss(velocity, target, region)
-        return flow + self.options["effect_weight"] * effect, {
+        response = self._response_loss(rng)
+        total = flow + self.options["effect_weight"] * effect + self.options["response_weight"] * response
+        return total, {
             "flow": float(flow.detach()),
             "effect": float(effect.detach()),
+            "response": float(response.detach()),
         }
+
+    def _given_shares(
+        self, patients: npt.NDArray[np.int64], protocols: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> Tensor:
+        """The measured shares with a little noise: in sampling they are predictions."""
+        true = self.shares[patients, protocols]
+        noise = self.options["share_noise"] * torch.from_numpy(rng.standard_normal(true.shape)).float()
+        noisy = (true + noise).clamp_min(0.0)
+        return noisy / noisy.sum(dim=1, keepdim=True)
+
+    def _response_loss(self, rng: np.random.Generator) -> Tensor:
+        """Cross-entropy of predicted and measured shares, over all protocols of some patients."""
+        count = self.pool.post.shape[1]
+        size = min(int(self.options["response_batch"]), self.pool.train.size)
+        patients = rng.choice(self.pool.train, size=size, replace=False)
+        z_pre, mask = self._latents("pre", patients), self._latents("mask", patients)
+        flips = tuple(axis for axis in (2, 3, 4) if rng.random() < 0.5)
+        features = self.network.response.features(z_pre.flip(flips), mask.flip(flips), self.log2_spacing[patients])
+        logits = self.network.response(
+            features.repeat_interleave(count, dim=0).float(), self.action[patients].flatten(0, 1)
+        )
+        wanted = self.shares[patients].flatten(0, 1)
+        return -(wanted * torch.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
 
     def _simulate(self, network: Denoiser, patient: int, guidance: float) -> Tensor:
         """Decoded samples for all protocols of a patient under one noise, in HU (K, S, S, S)."""
@@ -125,10 +167,26 @@ class DenoiserTask:
                 measures["oil"][side].append([float((v > OIL_HU).mean()) for v in inside])
                 measures["low"][side].append([float((v < LOW_HU).mean()) for v in inside])
                 measures["mean"][side].append([float(v.mean()) for v in inside])
-        out = {}
+        out = self._shares_recovered(network)
         for name, (true, simulated_values) in measures.items():
             slope, r = effect_slope(np.array(true), np.array(simulated_values))
             out[f"{name}_slope"], out[f"{name}_r"] = slope, r
+        return out
+
+    def _shares_recovered(self, network: Denoiser) -> dict[str, float]:
+        """Effect recovery of the response head alone, within unseen patients."""
+        count = self.pool.post.shape[1]
+        predicted = []
+        for patient in self.pool.val:
+            rows = np.full(count, patient)
+            spacing = self.log2_spacing[rows]
+            z_pre, mask = self._latents("pre", rows), self._latents("mask", rows)
+            predicted.append(network.predict_shares(z_pre, mask, self.action[patient], spacing).double().numpy())
+        out = {}
+        for index, name in enumerate(SHARES[:3]):
+            true = self.shares[self.pool.val][:, :, index].double().numpy()
+            slope, r = effect_slope(true, np.stack(predicted)[:, :, index])
+            out[f"share_{name}_slope"], out[f"share_{name}_r"] = slope, r
         return out
 
     def picture(self, network: nn.Module) -> npt.NDArray[np.uint8]:

@@ -79,8 +79,10 @@ def test_a_result_is_the_same_alone_in_any_slot_and_beside_any_neighbour(precisi
     assert [position for position, job in enumerate(jobs) if job == target] == [6, 9]
     (alone,) = engine.simulate(prepared, [target], steps=1)
     beside = engine.simulate(prepared, jobs, steps=1)
-    (tissue,) = engine.segment(alone)
-    tissues = engine.segment(np.concatenate(beside))
+    before, mask = prepared.pre, prepared.numbers > 0
+    (tissue,) = engine.segment(alone, before, mask)
+    count = len(jobs)
+    tissues = engine.segment(np.concatenate(beside), np.repeat(before, count, 0), np.repeat(mask, count, 0))
     risk = engine.log_risk(prepared, [alone], [tissue[None]])
     risks = engine.log_risk(prepared, beside, list(tissues[:, None]))
     for position in (6, 9):
@@ -111,6 +113,9 @@ class Recorder(nn.Module):
     def forward(self, z_t: Tensor, *rest: Tensor, **more: Tensor) -> Tensor:
         self.seen.append(z_t.clone())
         return torch.zeros_like(z_t)
+
+    def predict_shares(self, z_pre: Tensor, *rest: Tensor) -> Tensor:
+        return torch.full((z_pre.shape[0], 4), 0.25)
 
 
 def recorded_noise(model: WorldModel, jobs: list[tuple[Protocol, int]], key: str | None = None, **case: Any) -> Tensor:
@@ -185,6 +190,36 @@ def test_the_case_is_prepared_once(engine: Engine, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(engine, "segment", lambda *_: pytest.fail("prepared twice"))
     assert engine.prepare(volume, labels, ClinicalRecord(), "case") is first
     assert engine.prepared("case") is first
+
+
+class Reader(nn.Module):
+    """A segmenter that keeps what it is given and finds liver everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.clone())
+        return nn.functional.one_hot(torch.ones(x.shape[0], *x.shape[2:], dtype=torch.long), 5).movedim(-1, 1).float()
+
+
+def test_the_segmenter_reads_a_scan_beside_the_one_before_and_the_tumours_mask(model: WorldModel):
+    reader = Reader()
+    engine = Engine("cpu", model=dataclasses.replace(model, segmenter=reader), precision="fp32", batch=1)
+    prepared = prepare(engine)
+    (first,) = reader.seen
+    assert torch.equal(first[:, 0], first[:, 1])  # the scan before treatment is read beside itself
+    low, high = model.preset.hu_window
+    unit = np.clip((prepared.pre - low) / (high - low) * 2 - 1, -1, 1)
+    np.testing.assert_allclose(first[:, 1].numpy(), unit, atol=1e-5)
+    np.testing.assert_array_equal(first[:, 2].numpy(), prepared.numbers > 0)
+    assert 0 < float(first[:, 2].mean()) < 0.5
+    engine.segment(np.full_like(prepared.pre, high), prepared.pre, np.zeros(prepared.pre.shape, dtype=bool))
+    second = reader.seen[1]
+    assert (second[:, 0] == 1).all()
+    assert torch.equal(second[:, 1], first[:, 1])
+    assert not second[:, 2].any()
 
 
 def test_record_and_image_make_the_key(engine: Engine):

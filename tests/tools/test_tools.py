@@ -129,6 +129,29 @@ def test_a_damaged_outcome_is_simulated_again(make_workspace: MakeWorkspace):
     assert path.read_bytes() == content
 
 
+def test_every_outcome_is_read_beside_its_own_patches_before_treatment(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    prepared = workspace.prepared("two")
+    outcomes = simulate_tumor("two", PROTOCOLS, [0], workspace=workspace).outcomes
+    names = [o.outcome_id for o in outcomes]
+    segment(names[:1], workspace=workspace)
+    engine, seen = workspace.engine, []
+    real = engine.segment
+
+    def keep(*arguments: NDArray[np.generic]) -> NDArray[np.uint8]:
+        seen.append(arguments)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    third = put_outcome(workspace, lambda d, n: np.full(d.shape, OIL_HU), seed=9)
+    monkeypatch.setattr(engine, "segment", keep)
+    segment([*names, third], workspace=workspace)
+    ((patches, before, mask),) = seen
+    np.testing.assert_array_equal(patches, np.concatenate([workspace.outcome(n).composite for n in (names[1], third)]))
+    np.testing.assert_array_equal(before, np.concatenate([prepared.pre, prepared.pre]))
+    np.testing.assert_array_equal(mask, np.concatenate([prepared.numbers > 0] * 2))
+
+
 def test_a_damaged_segmentation_is_computed_again(make_workspace: MakeWorkspace):
     workspace = make_workspace()
     outcome = put_outcome(workspace, lambda d, n: np.where(d < 8, NECROTIC_HU, TUMOUR_HU))

@@ -32,6 +32,9 @@ class ExactFlow:
     def __init__(self, end: Tensor, model: WorldModel) -> None:
         self.end, self.preset = end, model.preset.denoiser
 
+    def predict_shares(self, z_pre: Tensor, *_: Any) -> Tensor:
+        return torch.full((z_pre.shape[0], 4), 0.25)
+
     def __call__(self, z_t: Tensor, t: Tensor, *_: Any, **__: Any) -> Tensor:
         return (self.end - z_t) / (1.0 - t)[:, None, None, None, None]
 
@@ -92,6 +95,6 @@ def test_velocity_is_float32_and_of_the_latents_shape(model: WorldModel) -> None
     inputs = _inputs(model)
     noise = inputs.pop("noise")
     denoiser: Denoiser = model.denoiser
-    out = denoiser(noise, torch.rand(2), **inputs)
+    out = denoiser(noise, torch.rand(2), **inputs, shares=torch.full((2, 4), 0.25))
     assert out.shape == noise.shape
     assert out.dtype == torch.float32

@@ -96,7 +96,7 @@ def _loss_on_the_same_batches(task: Task) -> float:
         return float(np.mean([task.loss(rng, 1.0)[0].item() for _ in range(6)]))
 
 
-STEPS = [("autoencoder", 25), ("denoiser", 60), ("segmenter", 25), ("survival", 25)]
+STEPS = [("autoencoder", 25), ("denoiser", 60), ("segmenter", 25), ("survival", 120)]
 
 
 @pytest.mark.parametrize(("name", "steps"), STEPS)
@@ -187,6 +187,77 @@ def test_effect_slope_of_half_the_effect_is_a_half_whatever_the_patient_level() 
     slope, r = effect_slope(true, 0.5 * true + rng.normal(size=(30, 1)) * 10)
     assert slope == pytest.approx(0.5)
     assert r == pytest.approx(1.0)
+
+
+class _Keeps(torch.nn.Module):
+    """Finds what `classify` says and keeps what it was given."""
+
+    def __init__(self, classify: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.classify = classify
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return torch.nn.functional.one_hot(self.classify(x), 5).movedim(-1, 1).float()
+
+
+def _by_hu(x: torch.Tensor) -> torch.Tensor:
+    """The truth of `FakePool` on a scan that no autoencoder touched."""
+    hu = (x[:, 0] + 1) * 387.5 - 175
+    return torch.where(hu < 60, 3, torch.where(hu < 125, 1, torch.where(hu < 300, 2, 4)))
+
+
+def test_segmenter_sees_each_scan_beside_the_one_before_and_the_mask_mirrored_alike(
+    pool: FakePool, tiny: Preset
+) -> None:
+    task = SegmenterTask(pool, tiny, _autoencoder(tiny, pool))
+    network = _Keeps(_by_hu)
+    labels: list[torch.Tensor] = []
+
+    def criterion(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        labels.append(classes[:, 0])
+        return logits.mean()
+
+    task.network, task.criterion = network, criterion  # type: ignore[assignment]
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        task.loss(rng, 0.0)
+    inputs, classes = torch.cat(network.seen), torch.cat(labels)
+    assert inputs.shape == (200, 3, 16, 16, 16)
+    hidden = same = 0
+    for (scan, before, mask), truth in zip(inputs, classes, strict=True):
+        tumour = truth >= 2  # in this pool exactly the tumour before treatment, in every view
+        if mask.any():
+            assert torch.equal(mask, tumour.float())
+        else:
+            hidden += 1
+        same += torch.equal(scan, before)
+        # 160 HU in a liver of 90 HU, whatever the scan after it shows
+        assert before[tumour].mean() - before[~tumour].mean() == pytest.approx(140 / 775, abs=0.05)
+    assert 8 <= hidden <= 36
+    assert 30 <= same <= 70  # one view of four is the scan before treatment itself
+    hidden_always = tiny.training.segmenter.model_copy(update={"options": {"decoded_noise": 0.1, "mask_hidden": 1.0}})
+    task.training = hidden_always
+    network.seen.clear()
+    task.loss(rng, 0.0)
+    assert not network.seen[0][:, 2].any()
+
+
+def test_segmenter_validation_measures_the_effect_on_the_viable_share(pool: FakePool, tiny: Preset) -> None:
+    task = SegmenterTask(pool, tiny, _autoencoder(tiny, pool))
+    with torch.no_grad():
+        exact = task.validate(_Keeps(_by_hu))
+        before = task.validate(_Keeps(lambda x: _by_hu(x[:, 1:])))
+        masked = task.validate(_Keeps(lambda x: torch.where(x[:, 2] > 0, 2, 1)))
+    assert exact["viable_slope_post"] == pytest.approx(1.0, abs=0.05)
+    assert exact["viable_r_post"] > 0.99
+    assert exact["dice_viable_pre"] == exact["dice_viable_alone"] > 0.95
+    assert exact["dice_necrotic_post"] > 0.95
+    for view in ("post", "composite"):  # whoever reads the scan before only finds no effect
+        assert before[f"viable_slope_{view}"] == pytest.approx(0.0, abs=1e-9)
+    assert masked["dice_tumour_pre"] == masked["dice_tumour_post"] == 1.0
+    assert masked["dice_tumour_alone"] == 0.0
 
 
 def test_four_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
