@@ -119,7 +119,8 @@ class Recorder(nn.Module):
 
 
 def recorded_noise(model: WorldModel, jobs: list[tuple[Protocol, int]], key: str | None = None, **case: Any) -> Tensor:
-    recorder = Recorder(model.preset.denoiser)
+    # guidance would call it twice for each batch
+    recorder = Recorder(model.preset.denoiser.model_copy(update={"guidance": 1.0}))
     engine = Engine("cpu", model=dataclasses.replace(model, denoiser=recorder), precision="fp32", batch=4)
     volume, labels = phantom(**case)
     engine.simulate(engine.prepare(volume, labels, ClinicalRecord(), key), jobs, steps=1)
