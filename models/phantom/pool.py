@@ -111,13 +111,14 @@ class PatchPool:
 def random_protocol(rng: np.random.Generator) -> Protocol:
     """A random protocol for training: 1 to 3 drugs, 0 to 2 embolics, 40 % of the agents with a stated dose.
 
-    Lipiodol is in half of them: it is in nearly every real protocol, and its clumps are the hardest thing to draw.
+    A quarter has no embolic, since the drug phase of the search asks about just those. Lipiodol is in half of the
+    others: it is in nearly every real protocol, and its clumps are the hardest thing to draw.
     """
     formulary = Formulary.load("all")
     drugs = rng.choice(
         [i.name for i in formulary.drugs], int(rng.choice([1, 2, 3], p=[0.35, 0.35, 0.3])), replace=False
     )
-    number = int(rng.choice([0, 1, 2], p=[0.05, 0.5, 0.45]))
+    number = int(rng.choice([0, 1, 2], p=[0.25, 0.4, 0.35]))
     others = [item.name for item in formulary.embolics if item.name != "Lipiodol"]
     embolics = list(rng.choice(others, number, replace=False))
     if number and rng.random() < 0.5:

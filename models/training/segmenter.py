@@ -36,8 +36,23 @@ def composite(before: Tensor, decoded_before: Tensor, decoded_after: Tensor, wei
     return (before + weight * (decoded_after - decoded_before)).clamp(-1.0, 1.0)
 
 
+def viable_share_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of the viable share of the original tumour, the figure that the risk depends on.
+
+    Args:
+        logits: (N, 5, S, S, S).
+        labels: (N, S, S, S) true classes.
+        mask: (N, S, S, S) bool, tumour before treatment; a sample without any counts as no error.
+    """
+    inside = mask.float()
+    size = inside.sum(dim=(1, 2, 3)).clamp_min(1.0)
+    found = (torch.softmax(logits, dim=1)[:, Tissue.VIABLE] * inside).sum(dim=(1, 2, 3)) / size
+    true = ((labels == Tissue.VIABLE).float() * inside).sum(dim=(1, 2, 3)) / size
+    return (found - true).square().mean()
+
+
 class SegmenterTask:
-    """Dice + cross-entropy over the four views."""
+    """Dice + cross-entropy over the four views + the error of the viable share of the original tumour."""
 
     def __init__(self, pool: Pool, preset: Preset, autoencoder: Autoencoder) -> None:
         """Build the network from the global random state."""
@@ -46,7 +61,8 @@ class SegmenterTask:
         self.autoencoder = autoencoder
         self.training = preset.training.segmenter
         self.network = Segmenter(preset.segmenter)
-        weight = torch.tensor([0.5, 1.0, 2.0, 2.0, 2.0])  # the tumour's classes are rare
+        # no extra weight for the tumour's classes: it made every doubtful voxel of vacated liver count as alive
+        weight = torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0])
         self.criterion = DiceCELoss(
             softmax=True, to_onehot_y=True, squared_pred=True, batch=True, weight=weight, smooth_dr=1e-6
         )
@@ -85,7 +101,7 @@ class SegmenterTask:
 
     def loss(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """See `models.training.loop.Task.loss`."""
-        inputs, classes = [], []
+        inputs, classes, masks = [], [], []
         for _ in range(self.training.batch):
             patient, protocol = int(rng.choice(self.pool.train)), int(rng.integers(self.pool.post.shape[1]))
             view = VIEWS[int(rng.integers(len(VIEWS)))]
@@ -97,14 +113,16 @@ class SegmenterTask:
             if rng.random() < self.training.options["mask_hidden"]:
                 mask = torch.zeros_like(mask)
             flips = random_flips(rng)
+            masks.append(self._mask(patient, where).flip(flips))
             scan = self._augment(cube, rng)
             # the engine segments the scan before treatment beside itself, to the bit; others are two scans
             beside = scan if view == "pre" else self._augment(before, rng)
             inputs.append(segmenter_input(scan, beside, mask).flip(flips))
             classes.append(labels.flip(flips))
-        logits = self.network(torch.stack(inputs))
-        loss: Tensor = self.criterion(logits, torch.stack(classes)[:, None])
-        return loss, {}
+        logits, labels = self.network(torch.stack(inputs)), torch.stack(classes)
+        share = viable_share_loss(logits, labels, torch.stack(masks))
+        loss: Tensor = self.criterion(logits, labels[:, None]) + self.training.options["share_weight"] * share
+        return loss, {"share": float(share.detach())}
 
     @staticmethod
     def _augment(cube: Tensor, rng: np.random.Generator) -> Tensor:

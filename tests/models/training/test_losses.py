@@ -5,6 +5,7 @@ import pytest
 import torch
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 
+from models.networks.segmenter import Tissue
 from models.training.breslow import breslow_survival
 from models.training.losses import (
     cox_efron,
@@ -14,6 +15,7 @@ from models.training.losses import (
     region_weights,
     weighted_l1,
 )
+from models.training.segmenter import viable_share_loss
 
 
 def brute_force_efron(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
@@ -128,3 +130,16 @@ def test_region_has_full_weight_inside_half_around_none_far_away() -> None:
     assert float(weight[..., 4, 4, 4]) == 1.0
     assert float(weight[..., 4, 4, 5]) == 0.5
     assert float(weight[..., 0, 0, 0]) == 0.0
+
+
+def test_viable_share_loss_is_the_squared_error_of_the_share_inside_the_mask() -> None:
+    logits = torch.full((2, 5, 2, 2, 2), -30.0)
+    logits[:, Tissue.VIABLE, 0] = 30.0  # both samples: half of the cube is viable for sure
+    logits[:, Tissue.LIVER, 1] = 30.0
+    labels = torch.full((2, 2, 2, 2), int(Tissue.LIVER))
+    labels[0, 0, 0] = Tissue.VIABLE  # a quarter of the cube, half of the first mask
+    mask = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
+    mask[0, 0] = True  # found 1, true 1/2
+    assert viable_share_loss(logits, labels, mask).item() == pytest.approx(0.5 * 0.25)  # no mask, no error
+    mask[1] = True  # found 1/2, true 0
+    assert viable_share_loss(logits, labels, mask).item() == pytest.approx(0.5 * (0.25 + 0.25))
