@@ -20,7 +20,7 @@ from agent.plan import (
 from agent.search import parse_key
 from agent.state import Baseline, PlannerState, ProtocolNotes, Verdict
 from models.formulary import Formulary
-from models.protocol import Protocol
+from models.protocol import Dose, Protocol
 from models.survival_curve import median_survival, survival_at
 
 BEAD_CLASS = "drug_eluting"
@@ -235,13 +235,17 @@ def sureness(state: PlannerState, order: Sequence[str]) -> tuple[float | None, s
 def doses_shown(protocol: Protocol, formulary: Formulary) -> tuple[DoseShown, ...]:
     """How each agent of a protocol is dosed; drugs by the range for loading beads, where the protocol has them."""
     beads = any(formulary.item(name).item_class == BEAD_CLASS for name in protocol.embolics)
-    return tuple(dose_shown(name, formulary, on_beads=beads) for name in protocol.items)
+    return tuple(dose_shown(name, formulary, on_beads=beads, stated=protocol.dose(name)) for name in protocol.items)
 
 
-def dose_shown(name: str, formulary: Formulary, *, on_beads: bool) -> DoseShown:
-    """The dose range of an agent (for loading beads, where the protocol has them); never a single dose."""
+def dose_shown(name: str, formulary: Formulary, *, on_beads: bool, stated: Dose | None = None) -> DoseShown:
+    """The dose range of an agent (for loading beads, where the protocol has them), after the dose that a person stated.
+
+    The search itself never states a dose.
+    """
     item = formulary.item(name)
     dose = item.dose_with_beads if on_beads and item.dose_with_beads is not None else item.dose
+    said = "" if stated is None else f"{stated} as stated; "
     if dose is None:
         return DoseShown(
             item=name,
@@ -250,7 +254,7 @@ def dose_shown(name: str, formulary: Formulary, *, on_beads: bool) -> DoseShown:
             low=None,
             high=None,
             unit=item.unit,
-            text="no dose range with a source",
+            text=f"{said}no dose range with a source",
             sources=item.sources,
             note=item.note,
         )
@@ -261,7 +265,7 @@ def dose_shown(name: str, formulary: Formulary, *, on_beads: bool) -> DoseShown:
         low=dose.low,
         high=dose.high,
         unit=dose.unit,
-        text=str(dose),
+        text=f"{said}usual {dose}" if said else str(dose),
         sources=dose.sources,
         note=item.note,
     )

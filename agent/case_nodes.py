@@ -2,98 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from langgraph.runtime import Runtime
 
+from agent.ask import ask, bare
+from agent.faults import proposal_faults, refinement_faults
 from agent.goal import interpret_goal
-from agent.nodes import Nodes, Services, Update, findings_of, verdicts_of
-from agent.policy import Answer, CaseSummary, Policy, Proposal, Refinement, single_item_keys
+from agent.nodes import Nodes, Update, findings_of, verdicts_of
+from agent.policy import CaseSummary, single_item_keys
 from agent.search import Actions
 from agent.settings import make_settings
 from agent.state import PlannerState
-from agent.trace import Recorder
 from models.errors import PlanningError
-from models.formulary import Formulary
 
 if TYPE_CHECKING:  # a type only: the module loads the networks
     from tools.describe_case import CaseDescription
-
-AnswerT = TypeVar("AnswerT", bound=Answer)
-
-
-def ask(
-    services: Services,
-    question: str,
-    inputs: object,
-    put: Callable[[Policy], AnswerT],
-    faults: Callable[[AnswerT], list[str]],
-    recorder: Recorder,
-) -> tuple[AnswerT, str | None]:
-    """Ask the policy and check its answer; where it is invalid, ask the embedded policy instead.
-
-    Args:
-        services: Holds both policies.
-        question: ``observe``, ``propose``, ``refine`` or ``nominate``.
-        inputs: What is hashed into the decision.
-        put: Asks one policy.
-        faults: What is wrong with an answer, as sentences; empty for a valid one.
-        recorder: Every answer becomes a decision, an invalid one too.
-
-    Returns:
-        The valid answer, and why the plan is degraded (None where it is not).
-
-    Raises:
-        PlanningError: the embedded policy's answer is invalid as well.
-    """
-    degraded: str | None = None
-    for policy in (services.policy, services.fallback):
-        started = time.perf_counter()
-        answer = put(policy)
-        seconds = time.perf_counter() - started
-        wrong = faults(answer)
-        reason = f"{policy.name}: " + ("valid answer" if not wrong else f"invalid answer: {' '.join(wrong)}")
-        recorder.answered(question, inputs, answer, seconds, reason)
-        if not wrong:
-            return answer, degraded
-        degraded = (
-            f"{policy.name} answered '{question}' invalidly, {services.fallback.name} was asked: {' '.join(wrong)}"
-        )
-    raise PlanningError(f"No policy gave a valid answer to '{question}': {degraded}")
-
-
-def proposal_faults(proposal: Proposal, formulary: Formulary, d: int, e: int) -> list[str]:
-    """What is wrong with a proposal: unknown agents, an agent of the wrong kind, more than asked for."""
-    wrong: list[str] = []
-    for kind, choices, most in (("drug", proposal.drugs, d), ("embolic", proposal.embolics, e)):
-        if len(choices) > most:
-            wrong.append(f"{len(choices)} {kind}s were proposed, at most {most} were asked for.")
-        known = {item.name for item in formulary.items if item.kind == kind}
-        reserves = proposal.reserve_drugs if kind == "drug" else proposal.reserve_embolics
-        if strangers := [c.item for c in (*choices, *reserves) if c.item not in known]:
-            wrong.append(f"{', '.join(strangers)} is no {kind} of the action set {formulary.name}.")
-    return wrong
-
-
-def refinement_faults(refinement: Refinement, proposal: Proposal, blocked: Sequence[str], d: int, e: int) -> list[str]:
-    """What is wrong with a refinement: an agent that was not proposed or is blocked, or more than asked for."""
-    wrong: list[str] = []
-    for kind, choices, most in (("drug", refinement.drugs, d), ("embolic", refinement.embolics, e)):
-        if len(choices) > most:
-            wrong.append(f"{len(choices)} {kind}s were kept, at most {most} were asked for.")
-        mine = (
-            (*proposal.drugs, *proposal.reserve_drugs)
-            if kind == "drug"
-            else (*proposal.embolics, *proposal.reserve_embolics)
-        )
-        proposed = {choice.item for choice in mine}
-        if strangers := [c.item for c in choices if c.item not in proposed]:
-            wrong.append(f"{', '.join(strangers)} was not proposed as a {kind}.")
-        if kept := [c.item for c in choices if c.item in blocked]:
-            wrong.append(f"{', '.join(kept)} is blocked by a rule and was kept.")
-    return wrong
 
 
 def summarise(description: CaseDescription) -> CaseSummary:
@@ -141,7 +65,13 @@ class CaseNodes(Nodes):
         )
         summary = summarise(description)
         answer, degraded = ask(
-            self.services(state), "observe", summary, lambda policy: policy.observe(summary), lambda _: [], recorder
+            self.services(state),
+            "observe",
+            summary,
+            lambda policy: policy.observe(summary),
+            lambda _: [],
+            recorder,
+            state.decisions,
         )
         return {
             "summary": summary,
@@ -163,10 +93,11 @@ class CaseNodes(Nodes):
         answer, degraded = ask(
             services,
             "propose",
-            {"observation": observation, "d": d, "e": e, "formulary": formulary.content_hash, "goal": goal},
+            {"observation": bare(observation), "d": d, "e": e, "formulary": formulary.content_hash, "goal": goal},
             lambda policy: policy.propose(summary, observation, formulary, d, e, goal),
             lambda proposal: proposal_faults(proposal, formulary, d, e),
             recorder,
+            state.decisions,
         )
         drugs, embolics = [c.item for c in answer.drugs], [c.item for c in answer.embolics]
         if not drugs or not embolics:
@@ -207,10 +138,11 @@ class CaseNodes(Nodes):
         answer, degraded = ask(
             services,
             "refine",
-            {"proposal": proposal, "verdicts": result.verdicts},
+            {"proposal": bare(proposal), "verdicts": result.verdicts},
             lambda policy: policy.refine(summary, proposal, result.verdicts, d, e),
             lambda refinement: refinement_faults(refinement, proposal, blocked, d, e),
             recorder,
+            state.decisions,
         )
         actions = Actions(drugs=tuple(c.item for c in answer.drugs), embolics=tuple(c.item for c in answer.embolics))
         removed = "; ".join(f"{r.item}: {r.reason}" for r in answer.removed) or "nothing had to be removed"

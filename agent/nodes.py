@@ -57,8 +57,8 @@ class Services:
         fallback: The embedded policy, asked where `policy` answers invalidly; the plan is then marked degraded.
         formulary: The action set.
         case: Case id -> facts; raises CaseError for an unknown or changed case.
-        conditions: Weights, precision, device and rules of this process; raises WeightsError for damaged weights and
-            InputError for a device that is not there.
+        conditions: Weights, precision, device and rules of this process; raises WeightsError for damaged weights,
+            InputError for a device that is not there and BackendError for a language model without its key.
         publish: Plan -> files of the run folder (report, finalists' volumes), by what they are.
         command: The command that repeats the run.
         listen: Sets (or with None removes) who is told of a tool's progress: (tool, done, total).

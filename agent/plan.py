@@ -9,6 +9,7 @@ settings, weights and device.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -270,6 +271,58 @@ class Reproduction(PlanModel):
     versions: dict[str, str]
 
 
+class Approval(PlanModel):
+    """What a person decided at a gate. `before` and `after` are the action space or the protocol, as text."""
+
+    gate: Literal["actions", "plan"]
+    decision: Literal["approve", "edit", "reject"]
+    by: str
+    at: str = Field(description="UTC, ISO 8601")
+    reason: str = ""
+    before: str
+    after: str
+    override_reason: str = Field(default="", description="why it was approved although rules block it")
+    overridden: tuple[str, ...] = Field(default=(), description="the rules that block it, with their messages")
+
+
+class LlmQuestion(PlanModel):
+    """A question that was put to language models: which backend of the chain answered it, by which prompt."""
+
+    question: str = Field(description="observe, propose, refine, nominate or explain")
+    backend: str = Field(description="the one that answered; where none did, the policy that was asked")
+    model: str | None
+    prompt_id: str | None
+    prompt_hash: str | None
+    requests: int
+    answered: bool = Field(description="False where the embedded policy had to answer")
+
+
+class LlmUsage(PlanModel):
+    """What language models did in a run. Tokens and cost count as far as the endpoints said."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None = Field(description="list price; None where a price or a token count is not known")
+    failures: int = Field(description="failed attempts; the trace has every one")
+    questions: tuple[LlmQuestion, ...]
+
+    @property
+    def sentence(self) -> str:
+        """Who answered what, by which prompts, and what it cost."""
+        answered = Counter(f"{q.backend} ({q.model})" for q in self.questions if q.answered)
+        by = "; ".join(f"{who} answered {n}" for who, n in answered.items()) or "no language model answered any"
+        unanswered = ", ".join(dict.fromkeys(q.question for q in self.questions if not q.answered))
+        left = f"; the embedded policy had to answer {unanswered}" if unanswered else ""
+        attempts = f", {self.failures} failed attempts" if self.failures else ""
+        cost = "cost not known" if self.cost_usd is None else f"list price {self.cost_usd:.4f} USD"
+        prompts = {q.prompt_id: f"{q.prompt_id} ({(q.prompt_hash or '')[:8]})" for q in self.questions if q.prompt_id}
+        return (
+            f"Of {len(self.questions)} questions {by}{left}. {self.requests} requests{attempts}, {self.input_tokens} "
+            f"tokens read, {self.output_tokens} written, {cost}. Prompts: {', '.join(prompts.values())}."
+        )
+
+
 class Execution(PlanModel):
     """What may differ between two runs of the same plan."""
 
@@ -278,10 +331,13 @@ class Execution(PlanModel):
     seconds_by_node: dict[str, float]
     simulated: int
     from_cache: int
+    llm: LlmUsage | None = Field(default=None, description="None where no language model was asked")
 
 
 class Plan(PlanModel):
-    """The result of a run. `chosen` is None exactly when `blocked` is True."""
+    """The result of a run. `chosen` is None exactly when `blocked` is True: the rules leave no protocol, or a person
+    rejected the action space.
+    """
 
     schema_version: Literal[1] = 1
     case_id: str
@@ -319,12 +375,28 @@ class Plan(PlanModel):
     simulations: int = Field(description="distinct (protocol, seed) outcomes that the search used")
     execution: Execution
     disclaimer: str = DISCLAIMER
+    approvals: tuple[Approval, ...] = Field(default=(), description="what people decided at the gates, in order")
+    what_if: tuple[str, ...] = Field(
+        default=(), description="values of the clinical record that were changed to ask what if; none in a real plan"
+    )
     artifacts: dict[str, str] = Field(description="files of the run folder, relative to it, by what they are")
 
     @property
     def patient_blocked(self) -> bool:
         """True where a rule on the patient blocks every protocol, not only those that were tried."""
         return any(finding.protocol is None for finding in self.blocked_by)
+
+    @property
+    def rejected(self) -> Approval | None:
+        """The rejection that ended the run, or None."""
+        last = self.approvals[-1] if self.approvals else None
+        return last if last is not None and last.decision == "reject" else None
+
+    @property
+    def approved(self) -> Approval | None:
+        """The approval of the protocol as it stands, or None."""
+        last = self.approvals[-1] if self.approvals else None
+        return last if last is not None and (last.gate, last.decision) == ("plan", "approve") else None
 
     @property
     def finalists(self) -> tuple[Finalist, ...]:

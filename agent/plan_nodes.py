@@ -8,12 +8,12 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from agent.ask import ask
 from agent.assess import assessed_protocols, final_table, finalists, goal_reading, is_complete, margin_of, sureness
-from agent.case_nodes import ask
 from agent.contest import paired
 from agent.last_comparison import MOST_ROUNDS, settle, take_part
 from agent.nodes import Nodes, Update, verdicts_of
-from agent.plan import Execution, Finalist, Origin, Plan, PolicyNote, Reproduction, RuleFinding
+from agent.plan import Execution, Finalist, LlmQuestion, LlmUsage, Origin, Plan, PolicyNote, Reproduction, RuleFinding
 from agent.policy import Choice, PlanFacts, RiskFacts
 from agent.search import merge_jobs, parse_key
 from agent.search_nodes import strategy_of
@@ -163,6 +163,8 @@ class PlanNodes(Nodes):
                 versions=versions(),
             ),
             simulations=sum(len(rows) for rows in state.replicas.values()),
+            approvals=state.approvals,
+            what_if=state.case.what_if,
             execution=execution(state.decisions),
             artifacts={},
         )
@@ -177,7 +179,13 @@ class PlanNodes(Nodes):
             return {"decisions": closed}
         facts = plan_facts(state, plan, plan.chosen)
         answer, degraded = ask(
-            self.services(state), "explain", facts, lambda policy: policy.explain(facts), lambda _: [], recorder
+            self.services(state),
+            "explain",
+            facts,
+            lambda policy: policy.explain(facts),
+            lambda _: [],
+            recorder,
+            state.decisions,
         )
         update: dict[str, object] = {"explanation": answer.text}
         if degraded:
@@ -298,6 +306,35 @@ def execution(decisions: Sequence[Decision]) -> Execution:
         seconds_by_node=by_node,
         simulated=total - cached,
         from_cache=cached,
+        llm=llm_usage(decisions),
+    )
+
+
+def llm_usage(decisions: Sequence[Decision]) -> LlmUsage | None:
+    """What language models answered and cost, from the decisions so far; None where none was asked."""
+    # Every answer has content; a policy decision without any is a language model that gave none.
+    asked = [d for d in decisions if d.kind == "policy" and (d.model is not None or not d.result)]
+    if not asked:
+        return None
+    costs = [d.cost_usd if d.cost_usd is not None else (None if d.input_tokens else 0.0) for d in asked]
+    return LlmUsage(
+        requests=sum(d.requests for d in asked),
+        input_tokens=sum(d.input_tokens for d in asked),
+        output_tokens=sum(d.output_tokens for d in asked),
+        cost_usd=None if None in costs else sum(cost or 0.0 for cost in costs),
+        failures=sum(len(d.failures) for d in asked),
+        questions=tuple(
+            LlmQuestion(
+                question=str(d.arguments.get("question", d.node)),
+                backend=d.backend or "",
+                model=d.model,
+                prompt_id=d.prompt_id,
+                prompt_hash=d.prompt_hash,
+                requests=d.requests,
+                answered=d.model is not None,
+            )
+            for d in asked
+        ),
     )
 
 

@@ -67,9 +67,13 @@ class Provenance(BaseModel):
     backend: str
     prompt_id: str | None = None
     prompt_hash: str | None = None
+    model: str | None = Field(default=None, description="The model, as its endpoint names it; None where none answered")
     requests: int = Field(default=0, ge=0)
     input_tokens: int = Field(default=0, ge=0)
     output_tokens: int = Field(default=0, ge=0)
+    cost_usd: float | None = Field(default=None, ge=0, description="List price; None where no price is known")
+    failures: tuple[str, ...] = Field(default=(), description="Failed attempts before the answer, in order")
+    notes: tuple[str, ...] = Field(default=(), description="How the answer was read, where it was not word for word")
     reasoning: str | None = Field(default=None, description="Reasoning content of the backend; kept, never parsed")
 
 
@@ -361,6 +365,27 @@ class Policy(Protocol):
 
     def explain(self, facts: PlanFacts) -> Explanation:
         """Say why the plan is what it is, with numbers from `facts` only."""
+        ...
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A policy whose questions cost requests to a backend."""
+
+    def check_configured(self) -> None:
+        """Refuse what could answer no question, before a run begins or goes on.
+
+        Raises:
+            BackendError: a key or an address is not set on this machine.
+        """
+        ...
+
+    def after(self, requests: int) -> Policy:
+        """The same policy when the plan has already sent so many requests."""
+        ...
+
+    def prompt_of(self, question: str) -> tuple[str, str]:
+        """Id and content hash of the prompt for a question, answered or not."""
         ...
 
 

@@ -12,9 +12,10 @@ Strategies: `agent.search_beam` (default), `agent.search_paper` (Algorithm 1), `
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,9 +23,10 @@ from agent.contest import Table, mean_se, ranking
 from agent.plan import NodeStatus, TreeNode
 from agent.settings import PlannerSettings
 from models.errors import PlanningError
-from models.protocol import Kind, Protocol
+from models.protocol import Dose, DoseUnit, Kind, Protocol
 
 ROOT = "root"
+_DOSED = re.compile(r"(.+) (\d+(?:\.\d+)?(?:e[+-]\d+)?) (mg|ml)")
 
 
 class SearchModel(BaseModel):
@@ -134,9 +136,19 @@ def merge_jobs(wanted: Mapping[str, Sequence[int]], table: Table) -> tuple[Job, 
 
 
 def parse_key(key: str) -> Protocol:
-    """The protocol without doses that has this key."""
-    drugs, embolics = (side.split(" + ") if side != "-" else () for side in key.split(" | "))
-    return Protocol(drugs=tuple(drugs), embolics=tuple(embolics))
+    """The protocol that has this key."""
+    doses: dict[str, Dose] = {}
+
+    def name_of(part: str) -> str:
+        if dosed := _DOSED.fullmatch(part):
+            doses[dosed[1]] = Dose(amount=float(dosed[2]), unit=cast(DoseUnit, dosed[3]))
+            return dosed[1]
+        return part
+
+    drugs, embolics = (
+        [name_of(part) for part in side.split(" + ")] if side != "-" else [] for side in key.split(" | ")
+    )
+    return Protocol(drugs=tuple(drugs), embolics=tuple(embolics), doses=tuple(doses.items()))
 
 
 def used(table: Table) -> int:

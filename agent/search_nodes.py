@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph.runtime import Runtime
 
-from agent.case_nodes import ask
+from agent.ask import ask
 from agent.contest import Difference, gain
 from agent.events import BeamLine, DepthFinished, send
 from agent.goal import Goal
@@ -90,6 +90,7 @@ class SearchNodes(Nodes):
                 lambda policy: policy.nominate(view),
                 lambda answer: nomination_errors(view, answer),
                 recorder,
+                state.decisions,
             )
             if degraded:
                 update["degraded"] = (*state.degraded, degraded)
@@ -244,7 +245,7 @@ class SearchNodes(Nodes):
                 origin=risks.baseline_origin,
             )
         jobs: tuple[Job, ...] = ()
-        if state.search.phase != "final":
+        if state.edit is None and state.search.phase != "final":
             jobs = strategy_of(state).jobs(state.search, objectives(replicas))
         more = sum(job.size for job in jobs)
         reason = f"{more} more replicas, where the contest is close" if more else "no more replicas are needed"

@@ -40,6 +40,19 @@ class PlannerSettings(BaseModel):
     strict: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     session: SessionFacts | None = Field(default=None, description="what is stated about the session")
+    policy_llm: str | None = Field(
+        default=None, description="backend that observes, proposes and nominates; None is the embedded policy"
+    )
+    reasoning_llm: str | None = Field(default=None, description="backend that refines and explains; None: policy_llm")
+    prompts: str = Field(default="mewm", min_length=1, description="prompt set: a shipped one, or a folder's path")
+    backends: str | None = Field(default=None, description="the user's backend file; None is the default place")
+    llm_attempts: int = Field(default=3, ge=1, le=10, description="how often one backend is asked for a fitting answer")
+    llm_requests_per_decision: int = Field(
+        default=12, ge=1, le=100, description="most HTTP requests of one question, over all backends of its chain"
+    )
+    llm_requests: int = Field(default=120, ge=1, le=10_000, description="most HTTP requests to backends of the plan")
+    approve_actions: bool = Field(default=False, description="a person approves the action space before the search")
+    approve_plan: bool = Field(default=False, description="a person approves the plan before it is reported")
 
     @property
     def screening(self) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.goal import Goal
-from agent.plan import Before, Plan, PlanModel, Replica, RuleFinding, ToxicityPart
+from agent.plan import Approval, Before, Plan, PlanModel, Replica, RuleFinding, ToxicityPart
 from agent.policy import CaseSummary, Observation, Proposal, Refinement
 from agent.search import Actions, Job, SearchState
 from agent.settings import PlannerSettings
@@ -34,6 +34,7 @@ class CaseFacts(PlanModel):
     origin: Literal["synthetic", "real"]
     origin_note: str
     content_hash: str
+    what_if: tuple[str, ...] = Field(default=(), description="values of the record that this run changes, as text")
 
 
 class Verdict(PlanModel):
@@ -97,6 +98,16 @@ class Baseline(PlanModel):
     origin: str | None = None
 
 
+class PlanEdit(PlanModel):
+    """A protocol that a person puts in place of the chosen one; it is on its way through rules and simulation."""
+
+    protocol: str
+    instead_of: str | None
+    by: str
+    reason: str
+    seeds: tuple[int, ...]
+
+
 class Contest(PlanModel):
     """The last comparison: who takes part, on which seeds, in which round, and what `note` a reader needs of it.
 
@@ -153,6 +164,9 @@ class PlannerState(BaseModel):
 
     degraded: tuple[str, ...] = ()
     plan: Plan | None = None
+    approvals: tuple[Approval, ...] = ()
+    edit: PlanEdit | None = None
+    gate_problem: str = Field(default="", description="why the last answer at the gate could not be used")
     decisions: Annotated[list[Decision], operator.add] = Field(default_factory=list)
 
     @property
@@ -168,6 +182,7 @@ def objectives(replicas: Mapping[str, tuple[Replica, ...]]) -> dict[str, dict[in
 
 STATE_TYPES: tuple[type[BaseModel], ...] = (
     Actions,
+    Approval,
     Baseline,
     Before,
     CaseFacts,
@@ -181,6 +196,7 @@ STATE_TYPES: tuple[type[BaseModel], ...] = (
     Observation,
     PendingOutcome,
     Plan,
+    PlanEdit,
     PlannerSettings,
     Proposal,
     ProtocolNotes,

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agent.files import write_text
 from agent.policy import Answer
-from models.errors import RunError
+from agent.spans import mark
+from models.errors import BackendError, RunError
 
 TIMING_FIELDS = ("seconds", "time", "from_cache")
 """Fields that may differ between a broken-and-resumed run and an unbroken one."""
@@ -43,14 +44,18 @@ class Decision(BaseModel):
     reason: str
     seconds: float = Field(ge=0)
     from_cache: int | None = Field(default=None, description="outcomes that a tool found already computed")
+    requests: int = Field(default=0, ge=0, description="requests to language models, failed ones included")
     input_tokens: int = 0
     output_tokens: int = 0
+    cost_usd: float | None = Field(default=None, description="list price; None where no price is known")
+    failures: tuple[str, ...] = Field(default=(), description="failed attempts of a language model, in order")
     reasoning: str | None = None
     seed: int | None = None
     weights_hash: str | None = None
     prompt_id: str | None = None
     prompt_hash: str | None = None
     backend: str | None = None
+    model: str | None = Field(default=None, description="the model that answered, as its endpoint names it")
     time: str = Field(description="UTC, ISO 8601")
 
 
@@ -109,6 +114,7 @@ class Recorder:
             **{"seed": self.seed, "weights_hash": self.weights_hash, **fields},
         )
         self.decisions.append(decision)
+        mark(decision)
         return decision
 
     def answered(self, question: str, inputs: object, answer: AnswerT, seconds: float, reason: str) -> AnswerT:
@@ -121,14 +127,34 @@ class Recorder:
             arguments={"question": question},
             result=short(answer.model_dump(mode="json", exclude={"provenance"})),
             seconds=seconds,
-            backend=source.backend if source else None,
-            prompt_id=source.prompt_id if source else None,
-            prompt_hash=source.prompt_hash if source else None,
-            input_tokens=source.input_tokens if source else 0,
-            output_tokens=source.output_tokens if source else 0,
-            reasoning=source.reasoning if source else None,
+            **(source.model_dump(exclude={"notes"}) if source else {}),
         )
         return answer
+
+    def failed(
+        self,
+        question: str,
+        inputs: object,
+        policy: str,
+        prompt: tuple[str, str] | None,
+        error: BackendError,
+        seconds: float,
+    ) -> None:
+        """Append that a policy gave no answer, with every attempt and what they cost."""
+        self.add(
+            "policy",
+            {"question": question, "inputs": inputs},
+            f"{policy}: no answer: {error}",
+            arguments={"question": question},
+            seconds=seconds,
+            backend=policy,
+            prompt_id=prompt[0] if prompt else None,
+            prompt_hash=prompt[1] if prompt else None,
+            requests=error.requests,
+            input_tokens=error.input_tokens,
+            output_tokens=error.output_tokens,
+            failures=error.failures,
+        )
 
     def close(self, inputs: object, result: Mapping[str, object], reason: str) -> list[Decision]:
         """Append the node's own decision and return all of this execution."""

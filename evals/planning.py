@@ -32,7 +32,7 @@ from agent.run import Run, start_run
 from agent.services import make_services
 from agent.settings import PlannerSettings
 from agent.state import CaseFacts
-from evals.oracle import RiskTable, allowed_protocols, true_risks
+from evals.regret import RiskTable, allowed_protocols, true_risks
 from evals.statistics import bootstrap_mean
 from models.phantom.cohort import all_protocols, write_phantom_case
 from models.phantom.patient import draw_patient, parameters

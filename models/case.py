@@ -1,4 +1,6 @@
-"""Case: a patient at one decision, as a folder: `case.json` beside NIfTI images, labels and nothing else.
+"""Case: a patient at one decision, as a folder: `case.json` beside NIfTI images and labels.
+
+A registered follow-up adds the folder `registration` (`models.registration_file`), which is no part of the case.
 
 Every file is hashed in `case.json`, so a case that changed under a run is noticed. A case holds no date and no
 identifier of the patient; time is days since the first study.
@@ -13,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,6 +104,7 @@ class _CaseFile(BaseModel):
     origin_note: str
     images: tuple[Image, ...] = Field(min_length=1)
     labels: Labels | None = None
+    follow_up_labels: tuple[Labels, ...] = ()
     record: ClinicalRecord
 
 
@@ -117,6 +120,34 @@ class Case:
     record: ClinicalRecord
     path: Path
     content_hash: str
+    asked_of: str | None = None
+    """Content hash of the case whose record was changed to ask "what if"; None for a case as it was made."""
+    follow_up_labels: tuple[Labels, ...] = ()
+    """Label volumes of follow-up images, each on the grid of its own image."""
+
+    @property
+    def image_key(self) -> str:
+        """What simulations are kept under: the content hash as the case was made.
+
+        A changed record leaves images and labels as they are, so what was simulated on them stays valid.
+        """
+        return self.asked_of or self.content_hash
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Case:
+        """The same images with a changed clinical record, to ask "what if". The folder is not touched.
+
+        Args:
+            changes: values by the full names of the fields, in the units that those say; None makes a field unknown.
+
+        Raises:
+            RecordError: an unknown field or an impossible value.
+        """
+        record = ClinicalRecord.from_mapping({**self.record.model_dump(), **changes})
+        if record == self.record:
+            return self
+        text = json.dumps(record.known(), sort_keys=True, ensure_ascii=False)
+        changed = hashlib.sha256(f"{self.image_key}\n{text}".encode()).hexdigest()
+        return replace(self, record=record, content_hash=changed, asked_of=self.image_key)
 
     @classmethod
     def load(cls, directory: Path | str, verify: bool = True) -> Case:
@@ -153,7 +184,12 @@ class Case:
             what = f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}"
             raise CaseError(f"The case {path} has a damaged {_CASE_FILE} ({what}); import it again.") from error
         names = [image.name for image in file.images]
-        if len(set(names)) < len(names) or (file.labels is not None and file.labels.image not in names):
+        follow_ups = [image.name for image in file.images if image.role == "follow_up"]
+        if (
+            len(set(names)) < len(names)
+            or (file.labels is not None and file.labels.image not in names)
+            or any(entry.image not in follow_ups for entry in file.follow_up_labels)
+        ):
             raise CaseError(f"The case {path} names its images twice or labels one that it lacks; import it again.")
         case = cls(
             case_id=file.case_id,
@@ -164,6 +200,7 @@ class Case:
             record=file.record,
             path=path,
             content_hash=_content_hash(file),
+            follow_up_labels=file.follow_up_labels,
         )
         if verify:
             case.verify()
@@ -175,7 +212,7 @@ class Case:
         Raises:
             CaseError: a file is missing, unreadable or changed.
         """
-        for entry in (*self.images, *((self.labels,) if self.labels else ())):
+        for entry in (*self.images, *((self.labels,) if self.labels else ()), *self.follow_up_labels):
             path = self.path / entry.file
             try:
                 actual = _sha256(path)
@@ -245,6 +282,13 @@ class Case:
             raise CaseError(f"The labels of case {self.case_id} do not fit its image {image.name}; import it again.")
         return labels
 
+    def follow_up_label_array(self, name: str) -> NDArray[np.uint8] | None:
+        """(X, Y, Z) uint8 labels on the grid of a follow-up image; None where the case has none for it."""
+        for entry in self.follow_up_labels:
+            if entry.image == name:
+                return load_exact_labels(self.path / entry.file)[0]
+        return None
+
     def shares_grid(self, one: Image, other: Image) -> bool:
         """Whether two images of the case have the same shape and position.
 
@@ -267,6 +311,7 @@ def write_case(
     labels: NDArray[np.uint8] | None = None,
     record: ClinicalRecord | None = None,
     labels_image: str | None = None,
+    follow_up_labels: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> Case:
     """Write a case folder, complete or not at all. Equal content gives equal bytes.
 
@@ -279,6 +324,7 @@ def write_case(
         labels: (X, Y, Z) uint8 on the grid of one pre-treatment image.
         record: clinical record; None is the empty one.
         labels_image: the image that the labels belong to; needed where several images could be meant.
+        follow_up_labels: labels of follow-up images by the image's name, each on the grid of its image.
 
     Raises:
         CaseError: the folder exists or can't be written, or the parts do not fit together.
@@ -294,6 +340,11 @@ def write_case(
         raise CaseError(f"A case needs images of different names, got: {', '.join(names) or 'none'}.")
     if labels is not None:
         labels_image = _labelled_image(images, labels, labels_image)
+    after = {meta.name: volume for meta, volume in images.items() if meta.role == "follow_up"}
+    for name, array in (follow_up_labels or {}).items():
+        _check_labels(array)
+        if name not in after or after[name].shape != array.shape:
+            raise CaseError(f"The labels of shape {array.shape} fit no follow-up image {name!r}; give its own labels.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
@@ -306,9 +357,14 @@ def write_case(
             affine = next(volume.affine for meta, volume in images.items() if meta.name == labels_image)
             write_label_nifti(labels, affine, partial / "labels.nii.gz")
             label_entry = Labels(image=labels_image, file="labels.nii.gz", sha256=_sha256(partial / "labels.nii.gz"))
+        more = []
+        for name, array in sorted((follow_up_labels or {}).items()):
+            target = partial / f"labels_{name}.nii.gz"
+            write_label_nifti(array, after[name].affine, target)
+            more.append(Labels(image=name, file=target.name, sha256=_sha256(target)))
         file = _CaseFile(
             schema_version=SCHEMA_VERSION, case_id=case_id, origin=origin, origin_note=origin_note,
-            images=tuple(entries), labels=label_entry, record=record or ClinicalRecord(),
+            images=tuple(entries), labels=label_entry, follow_up_labels=tuple(more), record=record or ClinicalRecord(),
         )  # fmt: skip
         (partial / _CASE_FILE).write_text(_as_json(file), encoding="utf-8")
         partial.chmod(0o755)
@@ -329,9 +385,13 @@ def safe_name(text: str) -> str:
     return name or "case"
 
 
-def _labelled_image(images: Mapping[ImageMeta, Volume], labels: NDArray[np.uint8], name: str | None) -> str:
+def _check_labels(labels: NDArray[np.uint8]) -> None:
     if labels.dtype != np.uint8 or not np.isin(np.unique(labels), (0, *LABEL_NAMES)).all():
         raise CaseError("Labels are uint8 with the values 0 to 4 (1 liver, 2 tumour, 3 portal vein, 4 aorta).")
+
+
+def _labelled_image(images: Mapping[ImageMeta, Volume], labels: NDArray[np.uint8], name: str | None) -> str:
+    _check_labels(labels)
     fitting = [meta for meta, volume in images.items() if meta.role == "pre" and volume.shape == labels.shape]
     if name is not None:
         fitting = [meta for meta in fitting if meta.name == name]
@@ -344,7 +404,7 @@ def _labelled_image(images: Mapping[ImageMeta, Volume], labels: NDArray[np.uint8
 
 
 def _write_image(folder: Path, meta: ImageMeta, volume: Volume) -> Image:
-    if safe_name(meta.name) != meta.name or meta.name == "labels":
+    if safe_name(meta.name) != meta.name or meta.name == "labels" or meta.name.startswith("labels_"):
         raise CaseError(f"The image name {meta.name!r} is not allowed; use letters, digits, dash and underscore.")
     file = f"{meta.name}.nii.gz"
     try:
@@ -359,7 +419,9 @@ def _write_image(folder: Path, meta: ImageMeta, volume: Volume) -> Image:
 
 
 def _plain(file: _CaseFile) -> dict[str, Any]:
-    content = file.model_dump(mode="json", exclude={"record"})
+    # What is not there stays out, so that a new field does not change the hashes of old cases.
+    absent = set() if file.follow_up_labels else {"follow_up_labels"}
+    content = file.model_dump(mode="json", exclude={"record"} | absent)
     content["record"] = file.record.known()  # unknown fields stay out, so that new fields do not change old hashes
     return content
 

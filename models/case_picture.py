@@ -65,7 +65,8 @@ def draw_case(case: Case) -> bytes:
     for image in case.images:
         volume = case.volume(image.name)
         fits = labelled is not None and image.role == "pre" and case.shares_grid(image, labelled)
-        rows.append((image, volume, labels if fits else None, _body(volume)))
+        shown = labels if fits else case.follow_up_label_array(image.name)
+        rows.append((image, volume, shown, _body(volume)))
     heights = [_PANEL_WIDTH * max(box.height_share, box.depth_share) for _, _, _, box in rows]
     total = sum(heights) + _TITLE * len(rows) + _HEAD
     figure = Figure(figsize=(_PANEL_WIDTH * (_AXIAL_SLICES + 1) + 0.3, total), facecolor=_BACKGROUND)
@@ -91,8 +92,9 @@ def draw_case(case: Case) -> bytes:
         0.012, 1 - 0.47 / figure.get_figheight(), f"{case.origin} images, window {_WINDOW[0]:g} to {_WINDOW[1]:g} HU, "
         "patient's right on the left", color=_TEXT, fontsize=8, alpha=0.8,
     )  # fmt: skip
-    if labels is not None:
-        present = [value for value in LABEL_NAMES if (labels == value).any()]
+    drawn = [shown for _, _, shown, _ in rows if shown is not None]
+    if drawn:
+        present = [value for value in LABEL_NAMES if any((one == value).any() for one in drawn)]
         lines = [Line2D([], [], color=LABEL_COLOURS[value], lw=2, label=LABEL_NAMES[value]) for value in present]
         figure.legend(
             handles=lines, loc="upper right", ncols=len(lines), frameon=False, labelcolor=_TEXT, fontsize=9,

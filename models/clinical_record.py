@@ -170,7 +170,7 @@ class ClinicalRecord(BaseModel):
         """
         values: dict[str, Any] = {}
         for key, raw in data.items():
-            name = _field_name(key)
+            name = field_name(key)
             if name in values:
                 raise RecordError(f"The clinical record gives {name} twice; keep one.")
             values[name] = None if raw is None else _read_value(str(key), name, raw)
@@ -243,19 +243,24 @@ def field_label(name: str) -> str:
     return field.label if field else vocabulary.labels[name]
 
 
-def _short_name(name: str) -> str:
+def short_name(name: str) -> str:
     """``bilirubin`` of ``bilirubin_mg_dl``."""
     return re.sub(r"_(years|cm|kg|mg_dl|g_dl|ml_min|10e9_l|percent|ng_ml|u_l|mg_m2)$", "", name)
 
 
-def _field_name(key: object) -> str:
-    by_spelling = {_short_name(name): name for name in ClinicalRecord.model_fields}
+def field_name(key: object) -> str:
+    """The full name of a field: ``bilirubin_mg_dl`` for ``bilirubin``.
+
+    Raises:
+        RecordError: there is no such field; the sentence names the nearest.
+    """
+    by_spelling = {short_name(name): name for name in ClinicalRecord.model_fields}
     by_spelling |= {name: name for name in ClinicalRecord.model_fields}
     text = str(key).strip()
     if text in by_spelling:
         return by_spelling[text]
     near = difflib.get_close_matches(text.lower(), by_spelling, n=3, cutoff=0.5)
-    known = ", ".join(map(_short_name, ClinicalRecord.model_fields))
+    known = ", ".join(map(short_name, ClinicalRecord.model_fields))
     hint = f"near it are {', '.join(near)}" if near else f"known are {known}"
     raise RecordError(f"The clinical record has no field {text!r}; {hint}.")
 
@@ -294,9 +299,9 @@ def _read_value(key: str, name: str, raw: object) -> object:
     factors = {_fold_unit(spelling): factor for spelling, factor in field.units.items()}
     if unit not in factors:
         raise RecordError(f"{key} is in {unit_text!r}, which is not known for it; use {accepted}.")
-    if key.strip() == name and field.units and factors[unit] != 1 and _short_name(name) != name:
+    if key.strip() == name and field.units and factors[unit] != 1 and short_name(name) != name:
         raise RecordError(
-            f"{key} says {field.unit} in its name but is given in {unit_text!r}; use the name {_short_name(name)!r}."
+            f"{key} says {field.unit} in its name but is given in {unit_text!r}; use the name {short_name(name)!r}."
         )
     # Nine digits: 176.8 umol/L is 2 mg/dL, not 1.9999999999999998, where a rule asks for at least 2.
     return float(f"{number / factors[unit]:.9g}")

@@ -39,11 +39,18 @@ class _Measured(BaseModel):
     max_off_middle_mm: float
 
 
+class _Liver(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    portal_liver_hu: float
+
+
 class _Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labelled: _Labelled
     measured: _Measured
+    liver_only: _Liver
 
 
 @cache
@@ -83,6 +90,24 @@ def phase_from_image(volume: Volume) -> Phase:
 
     Without labels the other phases can't be told apart safely, so they are not guessed. Limits: `contrast_phase.yaml`.
     """
+    return "unknown" if arterial_aorta_hu(volume) is None else "arterial"
+
+
+def phase_from_liver(volume: Volume, liver: NDArray[np.bool_]) -> Phase:
+    """The phase where the liver is known and the aorta is not: ``arterial``, ``portal`` or ``unknown``.
+
+    Args:
+        volume: CT in HU.
+        liver: (X, Y, Z) on the same grid, the liver without tumour and vessels.
+    """
+    if arterial_aorta_hu(volume) is not None:
+        return "arterial"
+    bright = liver.any() and float(volume.data[liver].mean()) >= _limits().liver_only.portal_liver_hu
+    return "portal" if bright else "unknown"
+
+
+def arterial_aorta_hu(volume: Volume) -> float | None:
+    """Mean HU of the aorta in the arterial phase, found as a bright tube in the image; None where there is none."""
     bound = _limits().measured
     step = [max(1, round(bound.grid_mm / side)) for side in volume.spacing_mm]
     data = volume.data[:: step[0], :: step[1], :: step[2]].astype(np.float32)
@@ -107,8 +132,8 @@ def phase_from_image(volume: Volume) -> Phase:
             and float(data[box][part].std()) <= bound.max_spread_hu
             and off_middle <= bound.max_off_middle_mm
         ):
-            return "arterial"
-    return "unknown"
+            return float(data[box][part].mean())
+    return None
 
 
 def _middle_of_body(data: NDArray[np.float32]) -> float:

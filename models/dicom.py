@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import os
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +19,18 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from models.errors import VolumeError
 from models.volume import limits
 
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+_SEGMENTATION, _LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 _OTHER_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.1": "enhanced (multi-frame) CT",
     "1.2.840.10008.5.1.4.1.1.4": "MR image",
-    "1.2.840.10008.5.1.4.1.1.66.4": "segmentation object",
+    _SEGMENTATION: "segmentation object",
+    _LABEL_MAP: "segmentation object",
     "1.2.840.10008.5.1.4.1.1.7": "secondary capture",
     "1.2.840.10008.5.1.4.1.1.481.3": "structure set",
     "1.2.840.10008.5.1.4.1.1.128": "PET image",
@@ -38,6 +41,12 @@ _TAGS = [
     "StudyDate", "SeriesDate", "AcquisitionDate", "SeriesNumber", "AcquisitionNumber", "AcquisitionTime",
     "InstanceNumber", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
 ]  # fmt: skip
+DAMAGE = (
+    InvalidDicomError, BytesLengthException, ValueError, AttributeError, KeyError, TypeError, IndexError, EOFError,
+    OverflowError, RuntimeError, struct.error,
+)  # fmt: skip
+"""What damaged DICOM makes pydicom and highdicom raise."""
+
 POSITION_MM = 0.01  # two slices closer than this stand at the same place
 
 
@@ -107,11 +116,12 @@ class DicomSeries:
 
 @dataclass(frozen=True)
 class DicomFolder:
-    """The CT series of a folder and a count of everything else in it."""
+    """The CT series of a folder and a count of everything else in it; `segmentations` are files of that rest."""
 
     series: tuple[DicomSeries, ...]
     other: dict[str, int]
     patient_words: frozenset[str]
+    segmentations: tuple[Path, ...] = ()
 
     def describe_other(self) -> str:
         """For example ``3 segmentation objects, 2 other files``; ``nothing`` for an empty folder."""
@@ -126,28 +136,30 @@ def untrusted_headers() -> Iterator[None]:
         yield
 
 
-def find_series(folder: Path | str) -> DicomFolder:
-    """Find every CT series, and every phase within one, in a folder and below it.
+def find_series(*folders: Path | str) -> DicomFolder:
+    """Find every CT series, and every phase within one, in folders and below them.
 
     Args:
-        folder: one series, one study, or a patient folder as an archive's downloader writes it.
+        folders: one series, one study, or a patient folder as an archive's downloader writes it; or several of them.
 
     Returns:
         Series sorted by patient, day, series number and phase.
 
     Raises:
-        VolumeError: the folder can't be read. A CT slice without its geometry spoils its own series only.
+        VolumeError: a folder can't be read. A CT slice without its geometry spoils its own series only.
     """
-    folder = Path(folder)
     other: Counter[str] = Counter()
+    segmentations: list[Path] = []
     by_series: dict[str, dict[str, Slice]] = defaultdict(dict)
     unusable: dict[str, list[UnusableSlice]] = defaultdict(list)
     words: set[str] = set()
     with untrusted_headers():
-        for path in _files(folder):
+        for path in sorted({path for folder in folders for path in _files(Path(folder))}):
             found = _read_header(path)
             if isinstance(found, str):
                 other[found] += 1
+                if found == _OTHER_CLASSES[_SEGMENTATION]:
+                    segmentations.append(path)
                 continue
             words.update(found.patient_words)
             if isinstance(found, UnusableSlice):
@@ -173,7 +185,8 @@ def find_series(folder: Path | str) -> DicomFolder:
             entry = DicomSeries(uid, part, len(groups), patients[one.patient], day, tuple(group), problem)
             order = (entry.patient, day is None, day or 0, one.series_number, uid, part)
             series.append((order, entry))
-    return DicomFolder(tuple(s for _, s in sorted(series, key=lambda pair: pair[0])), dict(other), frozenset(words))
+    ordered = tuple(one for _, one in sorted(series, key=lambda pair: pair[0]))
+    return DicomFolder(ordered, dict(other), frozenset(words), tuple(segmentations))
 
 
 def _problem(unusable: Sequence[UnusableSlice]) -> str:
@@ -209,8 +222,15 @@ def _read_header(path: Path) -> Slice | UnusableSlice | str:
         return "NIfTI file" if path.name.endswith((".nii", ".nii.gz")) else "other file"
     except OSError as error:
         raise VolumeError(f"{path} can't be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError, KeyError, TypeError, NotImplementedError):  # what damaged DICOM makes pydicom raise
+    except DAMAGE:
         return "damaged DICOM file"
+    try:
+        return _interpret(header, path)
+    except DAMAGE:  # values are decoded when they are asked for
+        return "damaged DICOM file"
+
+
+def _interpret(header: pydicom.Dataset, path: Path) -> Slice | UnusableSlice | str:
     kind = str(header.get("SOPClassUID", ""))
     if kind != _CT_IMAGE:
         return _OTHER_CLASSES.get(kind, "other DICOM object")

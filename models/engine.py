@@ -13,7 +13,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +63,7 @@ class Prepared:
     """What is computed once per case. L patches of S voxels along each edge.
 
     Attributes:
-        key: identity of case and record; seeds the noise.
+        key: identity of the images; seeds the noise.
         patches: the L patches.
         lesions: the tumour taken apart, on the case grid.
         lesion_ml: volumes of the lesions in ml, on the case grid.
@@ -223,6 +223,10 @@ class Engine:
         while len(self._kept) > _KEPT_CASES:
             self._kept.popitem(last=False)
         return prepared
+
+    def with_record(self, prepared: Prepared, record: ClinicalRecord) -> Prepared:
+        """The same patches with another record: all but the survival network's input stays, the noise too."""
+        return replace(prepared, record=torch.from_numpy(record_vector(record)))
 
     def prepared(self, key: str) -> Prepared | None:
         """The case that was prepared under this key, where it is still kept."""

@@ -69,3 +69,48 @@ class PlanningError(MewmError):
     """The search can't go on (empty action set, no budget)."""
 
     exit_code = 6
+
+
+class ApprovalError(InputError):
+    """An answer to an approval gate that does not fit the plan that waits."""
+
+
+class BackendError(MewmError):
+    """A language-model endpoint that can't be used: not configured, not reached, or it refused the request.
+
+    Attributes:
+        failures: What went wrong on the way, one sentence each, in order.
+        requests: HTTP requests that were sent for nothing.
+        input_tokens: Tokens read for nothing, as far as the endpoint said.
+        output_tokens: Tokens written for nothing, as far as the endpoint said.
+        cost_usd: List price of those tokens; None where it is not known.
+    """
+
+    exit_code = 7
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        failures: tuple[str, ...] = (),
+        requests: int = 0,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cost_usd: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failures = failures
+        self.requests = requests
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.cost_usd = cost_usd
+
+
+class InvalidAnswerError(BackendError):
+    """A language model never gave an answer that fits the schema and the checks, however often it was asked."""
+
+
+class DownloadError(MewmError):
+    """Data that did not arrive whole, or that the disk has no room for."""
+
+    exit_code = 8

@@ -34,7 +34,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 PartName = Literal["autoencoder", "denoiser", "segmenter", "survival"]
 PARTS: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "survival")
-Origin = Literal["synthetic", "real", "untrained"]
+Origin = Literal["synthetic", "real", "mixed", "untrained"]
 
 
 class SurvivalBaseline(BaseModel):

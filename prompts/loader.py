@@ -11,16 +11,22 @@ A prompt file is Markdown with YAML front matter between two lines of three dash
     changelog:
       - {version: 1, text: first version}
     ---
-    Text with {{ facts.goal.note }}
+    Instructions for the model.
+    <!-- user -->
+    Text with {{ facts|fenced("facts") }}
 
-Templates are Jinja2 in its sandbox. Declared variables and those in the text have to be the same; rendering without
-one of them, with one more, or with an attribute that does not exist is an error. The content hash covers the whole
-file.
+What stands above the line ``<!-- user -->`` is the system message, what stands below it the user message; without that
+line all of it is one message. Templates are Jinja2 in its sandbox. Declared variables and those in the text have to be
+the same; rendering without one of them, with one more, or with an attribute that does not exist is an error. The filter
+``fenced(name)`` writes a value as JSON between ``<data name="...">`` and ``</data>``; no value can close the fence,
+because ``<`` is escaped inside it. The content hash covers the whole file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -33,12 +39,54 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.errors import InputError
 
-Role = Literal["system", "observe", "propose", "refine", "nominate", "explain"]
+Role = Literal["observe", "propose", "refine", "nominate", "explain", "chat", "extract_report"]
+ROLES: tuple[Role, ...] = ("observe", "propose", "refine", "nominate", "explain", "chat", "extract_report")
 
 _FENCE = "---"
+_USER = "<!-- user -->"
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
 )
+
+
+def fenced(value: object, name: str) -> str:
+    """A value as data for a language model: JSON between two tags that nothing inside it can imitate.
+
+    Args:
+        value: Text, numbers, mappings, sequences or pydantic models.
+        name: What the data is, in the opening tag.
+
+    Returns:
+        Opening tag, JSON and closing tag; the entries of the outermost list or object stand on lines of their own.
+    """
+    plain = _plain(value)
+    if isinstance(plain, dict) and plain:
+        rows = [f"{_json(key)}: {_json(inner)}" for key, inner in plain.items()]
+        text = "{\n" + ",\n".join(rows) + "\n}"
+    elif isinstance(plain, list) and plain:
+        text = "[\n" + ",\n".join(map(_json, plain)) + "\n]"
+    else:
+        text = _json(plain)
+    for mark, code in (("<", "\\u003c"), (">", "\\u003e")):
+        text = text.replace(mark, code)
+    return f'<data name="{name}">\n{text}\n</data>'
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+_ENVIRONMENT.filters["fenced"] = fenced
 
 
 class Change(BaseModel):
@@ -71,11 +119,12 @@ class FrontMatter(BaseModel):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A loaded prompt. `content_hash` is the SHA-256 of the file."""
+    """A loaded prompt. `text` is the whole file, `content_hash` its SHA-256."""
 
     head: FrontMatter
     template: str = field(repr=False)
     content_hash: str
+    text: str = field(default="", repr=False)
 
     @property
     def id(self) -> str:
@@ -83,16 +132,31 @@ class Prompt:
         return f"{self.head.id}@{self.head.version}"
 
     def render(self, **values: Any) -> str:
-        """Fill in the template.
+        """Fill in the template, as one text.
 
         Args:
             **values: Exactly the declared variables.
 
         Returns:
-            The text, without white space at its ends.
+            The text, without white space at its ends; the line between system and user message is left out.
 
         Raises:
             InputError: A variable is unset or unknown, or the text asks for something that a value does not have.
+        """
+        return "\n\n".join(text for _, text in self.messages(**values))
+
+    def messages(self, **values: Any) -> tuple[tuple[Literal["system", "user"], str], ...]:
+        """Fill in the template, as the messages of a conversation.
+
+        Args:
+            **values: Exactly the declared variables.
+
+        Returns:
+            System and user message, or one message where the file has no ``<!-- user -->`` line: a system message for
+            the role ``chat``, else a user message.
+
+        Raises:
+            InputError: As for `render`.
         """
         declared = set(self.head.variables)
         if unset := sorted(declared - set(values)):
@@ -103,10 +167,18 @@ class Prompt:
             raise InputError(
                 f"The prompt {self.id} declares no variable {', '.join(unknown)}; declare it or leave it out."
             )
+        system, line, user = self.template.partition(f"\n{_USER}\n")
         try:
-            return _ENVIRONMENT.from_string(self.template).render(**values).strip()
+            # The template is split before it is filled in: no value can open a message of its own.
+            if line:
+                return (("system", self._filled(system, values)), ("user", self._filled(user, values)))
+            return (("system" if self.head.role == "chat" else "user", self._filled(system, values)),)
         except TemplateError as error:
             raise InputError(f"The prompt {self.id} can't be rendered: {error.message}; correct its text.") from error
+
+    @staticmethod
+    def _filled(template: str, values: Mapping[str, Any]) -> str:
+        return _ENVIRONMENT.from_string(template).render(**values).strip()
 
 
 def read_prompt(path: Path) -> Prompt:
@@ -125,7 +197,10 @@ def read_prompt(path: Path) -> Prompt:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"The prompt file {path} can't be read ({error.strerror}); check the prompt set.") from error
-    text = raw.decode("utf-8")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"The prompt file {path} is not UTF-8 text; save it as UTF-8.") from error
     lines = text.splitlines()
     if not lines or lines[0].strip() != _FENCE or _FENCE not in (line.strip() for line in lines[1:]):
         raise InputError(
@@ -144,7 +219,7 @@ def read_prompt(path: Path) -> Prompt:
             f"The prompt file {path} declares the variables {', '.join(sorted(head.variables)) or 'none'} "
             f"but uses {', '.join(sorted(used)) or 'none'}; make them the same."
         )
-    return Prompt(head=head, template=body, content_hash=hashlib.sha256(raw).hexdigest())
+    return Prompt(head=head, template=body, content_hash=hashlib.sha256(raw).hexdigest(), text=text)
 
 
 def prompt_root() -> Path:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from models.errors import ToolError
 from tools.check_rules import check_rules
 from tools.describe_case import describe_case
+from tools.extract_report import extract_report
 from tools.measure_response import measure_response
 from tools.segment import segment
 from tools.simulate_tumor import simulate_tumor
@@ -28,6 +29,7 @@ TOOLS: tuple[Callable[..., BaseModel], ...] = (
     segment,
     measure_response,
     survival_risk,
+    extract_report,
 )
 _HIDDEN = "workspace"
 
@@ -42,7 +44,7 @@ class RegisteredTool:
         args_schema: model of its arguments; the workspace is not among them.
         result_type: model of its result.
         function: the function itself.
-        workspace: what it works on.
+        workspace: what it works on, where it asks for a workspace.
     """
 
     name: str
@@ -65,7 +67,8 @@ class RegisteredTool:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors(include_url=False))
             raise ToolError(f"{self.name} can't take these arguments ({problems}).") from exc
         values = {name: getattr(checked, name) for name in self.args_schema.model_fields}
-        return self.function(**values, workspace=self.workspace)
+        hidden = {_HIDDEN: self.workspace} if _HIDDEN in inspect.signature(self.function).parameters else {}
+        return self.function(**values, **hidden)
 
     def as_langchain(self) -> StructuredTool:
         """The tool for a LangChain agent: the model reads the result as JSON, the artifact is the typed result."""

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.clinical_survival import ClinicalRisk, clinical_risk
+from models.engine import Prepared
 from models.errors import ToolError
 from models.survival_curve import median_survival, survival_at
 from models.toxicity import ToxicityPart, ToxicityTerm, toxicity
@@ -44,6 +46,11 @@ class SurvivalRiskResult(BaseModel):
     baseline_origin: str | None = Field(description="data that the baseline was estimated on")
     weights_hash: str
     origin: str = Field(description="what the weights were trained on")
+    clinical: ClinicalRisk | None = Field(
+        default=None,
+        description="a separate model of the record alone, fitted on real patients; the same for all protocols, "
+        "part of no risk",
+    )
 
 
 def survival_risk(
@@ -72,13 +79,13 @@ def survival_risk(
     # Read in portions: an outcome is a few MB in memory, and a call may hold hundreds.
     for start in range(0, len(wanted), engine.batch):
         stored = [workspace.segmentation(name, case_id) for name in wanted[start : start + engine.batch]]
-        _score_missing(stored, workspace)
+        _score_missing(stored, case.content_hash, prepared, workspace)
         for item in stored:
             protocol = item.outcome.protocol
             if protocol.key not in terms:
                 terms[protocol.key] = toxicity(protocol, case.record, prepared.tumour_ml, liver_ml)
             term = terms[protocol.key]
-            tumour = workspace.risks[item.segmentation_id, engine.weights_hash]
+            tumour = workspace.risks[case.content_hash, item.segmentation_id, engine.weights_hash]
             total = tumour + term.log_hazard
             estimates.append(
                 RiskEstimate(
@@ -104,14 +111,16 @@ def survival_risk(
         baseline_origin=None if baseline is None else baseline.data_origin,
         weights_hash=engine.weights_hash,
         origin=engine.origin,
+        clinical=clinical_risk(case.record, None if liver_ml is None else prepared.tumour_ml / liver_ml),
     )
 
 
-def _score_missing(stored: list[StoredSegmentation], workspace: Workspace) -> None:
+def _score_missing(stored: list[StoredSegmentation], case: str, prepared: Prepared, workspace: Workspace) -> None:
+    """Score what is not known yet for the case of that content hash: the network reads its record too."""
     engine = workspace.engine
-    missing = [item for item in stored if (item.segmentation_id, engine.weights_hash) not in workspace.risks]
+    missing = [item for item in stored if (case, item.segmentation_id, engine.weights_hash) not in workspace.risks]
     if missing:
         composites = [item.outcome.composite for item in missing]
-        values = engine.log_risk(missing[0].outcome.prepared, composites, [item.tissue for item in missing])
+        values = engine.log_risk(prepared, composites, [item.tissue for item in missing])
         for item, value in zip(missing, values, strict=True):
-            workspace.risks[item.segmentation_id, engine.weights_hash] = value
+            workspace.risks[case, item.segmentation_id, engine.weights_hash] = value

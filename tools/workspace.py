@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,7 @@ class Workspace:
         formulary: str | Formulary = "all",
         precision: Precision = "auto",
         engine: Engine | None = None,
+        record_changes: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Nothing is read or written before a tool needs it.
 
@@ -74,18 +76,21 @@ class Workspace:
             formulary: the action set that protocols are read with.
             precision: of the networks; "auto" is what the device is fast at.
             engine: an engine that exists already, in place of `device`, `weights` and `precision`.
+            record_changes: by case id, fields of the clinical record that are another value here (None: unknown), to
+                ask "what if"; the case folder is not touched.
         """
         self.artifacts = ArtifactStore(artifacts)
         self.formulary = formulary if isinstance(formulary, Formulary) else Formulary.load(formulary)
         self.progress: Callable[[str, int, int], None] | None = None
         """Called with (tool, done, total) while a tool works through a batch."""
-        self.risks: dict[tuple[str, str], float] = {}
-        """Network log-risks by (segmentation id, weights hash): scored once per process."""
+        self.risks: dict[tuple[str, str, str], float] = {}
+        """Network log-risks by (case content hash, segmentation id, weights hash): scored once per process."""
         self.composed: OrderedDict[str, tuple[Volume, NDArray[np.uint8]]] = OrderedDict()
         """Full volumes of the outcomes that were composed last (`tools.compose_outcome`)."""
         self._paths = dict(cases)
         self._device, self._weights, self._precision = device, weights, precision
         self._given = engine
+        self._changes = dict(record_changes or {})
         self._cases: dict[str, Case] = {}
         self._liver_ml: dict[str, float | None] = {}
         self._images: dict[str, tuple[Volume, NDArray[np.uint8]]] = {}
@@ -121,7 +126,7 @@ class Workspace:
             known = ", ".join(self.case_ids) or "none"
             raise ToolError(f"There is no case '{case_id[:80]}'; the known cases are: {known}.")
         if case_id not in self._cases:
-            self._cases[case_id] = Case.load(self._paths[case_id])
+            self._cases[case_id] = Case.load(self._paths[case_id]).with_changes(self._changes.get(case_id, {}))
         return self._cases[case_id]
 
     def image(self, case_id: str) -> tuple[Volume, NDArray[np.uint8]]:
@@ -138,11 +143,11 @@ class Workspace:
     def prepared(self, case_id: str) -> Prepared:
         """Patches, latents and tokens of a case before treatment; computed once per process."""
         case = self.case(case_id)
-        found = self.engine.prepared(case.content_hash)
+        found = self.engine.prepared(case.image_key)
         if found is None:
             volume, labels = self.image(case_id)
-            found = self.engine.prepare(volume, labels, case.record, case.content_hash)
-        return found
+            found = self.engine.prepare(volume, labels, case.record, case.image_key)
+        return self.engine.with_record(found, case.record)
 
     def liver_ml(self, case_id: str) -> float | None:
         """Volume of the liver with its tumours in ml, or None where no liver is labelled."""
@@ -162,7 +167,7 @@ class Workspace:
         """Everything that a simulated outcome depends on: equal keys are equal bits on the same kind of device."""
         engine = self.engine
         return {
-            "case": self.case(case_id).content_hash,
+            "case": self.case(case_id).image_key,
             "protocol": protocol.key,
             "seed": seed,
             "steps": steps,
@@ -223,17 +228,17 @@ class Workspace:
                 f"There is no segmentation '{segmentation_id[:80]}': use a segmentation_id of the tool segment."
             )
         outcome = self.outcome(str(artifact.key["outcome"]))
-        if case_id is not None and self.case(case_id).content_hash != self.case(outcome.case_id).content_hash:
+        if case_id is not None and self.case(case_id).image_key != self.case(outcome.case_id).image_key:
             raise ToolError(
                 f"The segmentation {segmentation_id} belongs to case '{outcome.case_id}', not to '{case_id}'."
             )
         tissue = unpack(outcome.prepared, artifact.arrays["tissue"], segmentation_id).astype(np.uint8)
         return StoredSegmentation(segmentation_id, outcome, tissue)
 
-    def _case_of(self, content_hash: str, artifact: str) -> str:
+    def _case_of(self, image_key: str, artifact: str) -> str:
         # Opened cases first: opening one verifies its files.
         for case_id in sorted(self._paths, key=lambda name: (name not in self._cases, name)):
-            if self.case(case_id).content_hash == content_hash:
+            if self.case(case_id).image_key == image_key:
                 return case_id
         raise ToolError(f"The artifact {artifact} belongs to a case that is not known here, or that changed since.")
 

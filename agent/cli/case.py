@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agent.cli import export, register
 from models.case import Case
 from models.errors import CaseError
 from models.volume import LABEL_NAMES
 
-app = typer.Typer(no_args_is_help=True, help="Import a CT as a case, and show what is in a case.")
+app = typer.Typer(no_args_is_help=True, help="Import a CT as a case, show, register and export what is in a case.")
+register.register(app)
+export.register(app)
 
 
 @app.command("import")

@@ -1,4 +1,4 @@
-"""`mewm data`: write synthetic cases and training pools."""
+"""`mewm data`: write synthetic cases and training pools; list, download and import the public collection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-app = typer.Typer(no_args_is_help=True, help="Write synthetic data (phantoms; never patients).")
+from agent.cli import hcc_tace_seg
+
+app = typer.Typer(no_args_is_help=True, help="Write synthetic data (phantoms); get and import the public collection.")
+app.add_typer(hcc_tace_seg.app, name="hcc-tace-seg")
 
 
 @app.command("phantom")

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from agent.cli import case, data, evaluate, plan, train
+from agent.cli import backends, case, chat, data, evaluate, plan, prompts, report, train
+from evals.cli import app as evaluations  # light: its commands load the harness when they run
 from models.errors import MewmError
 
 
@@ -36,8 +37,13 @@ app = typer.Typer(
     help="MeWM plans transarterial chemoembolization (TACE) by simulation. For research only.",
 )
 app.add_typer(case.app, name="case")
+app.add_typer(backends.app, name="backends")
 app.add_typer(data.app, name="data")
+app.add_typer(evaluations, name="eval")
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(report.app, name="report")
 plan.register(app)
+chat.register(app)
 train.register(app)
 evaluate.register(app)
 

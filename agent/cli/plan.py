@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,9 @@ from rich.console import Console
 from models.errors import PlanningError
 
 if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside the commands
+    from agent.approval import GateAnswer
+    from agent.events import Planned, Waiting
+    from agent.plan import Plan
     from agent.run import Run
 
 DEMO = "demo"
@@ -57,19 +60,64 @@ def plan(
     session: Annotated[
         Path | None, typer.Option(help="YAML or JSON file with what is known of the session, e.g. technique: ctace.")
     ] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="Backend of the policy (see `mewm backends list`).", show_default="no LLM")
+    ] = None,
+    policy_llm: Annotated[
+        str | None, typer.Option(help="Backend that observes, proposes and nominates.", show_default="--llm")
+    ] = None,
+    reasoning_llm: Annotated[
+        str | None, typer.Option(help="Backend that refines and explains.", show_default="the policy's")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt set: a name (`mewm prompts list`) or a folder.", show_default="mewm")
+    ] = None,
+    backends: Annotated[
+        Path | None, typer.Option(help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
+    ] = None,
+    llm_requests: Annotated[
+        int | None, typer.Option(help="Most requests of the plan to backends.", show_default="120")
+    ] = None,
+    dry_run_llm: Annotated[
+        bool, typer.Option("--dry-run-llm", help="Print what would be sent to the backends; send and plan nothing.")
+    ] = False,
+    approve: Annotated[bool, typer.Option("--approve", help="Wait for approval at both gates.")] = False,
+    approve_actions: Annotated[
+        bool, typer.Option("--approve-actions", help="Wait for approval of the action space before the search.")
+    ] = False,
+    approve_plan: Annotated[
+        bool, typer.Option("--approve-plan", help="Wait for approval of the plan before it is reported.")
+    ] = False,
+    by: Annotated[str, typer.Option("--as", help="Name under your approvals.")] = "",
+    change: Annotated[
+        list[str] | None,
+        typer.Option(help="What if: another value in the record, as 'creatinine_clearance=20 mL/min'; repeatable."),
+    ] = None,
+    spans: Annotated[
+        bool, typer.Option("--spans", help="Also write OpenTelemetry spans to spans.jsonl of the run (extra trace).")
+    ] = False,
 ) -> None:
     """Plan a TACE session for a case: search protocols by simulation, and leave plan, trace, volumes and report."""
     from agent.run import start_run
     from agent.settings import make_settings
+    from agent.what_if import split_changes
     from tools.session_file import load_session
 
     settings = make_settings(
         strategy=strategy, actions=actions, profile=profile, strict=strict, drugs=drugs, embolics=embolics, beams=beams,
         replicas=replicas, drug_horizon=drug_horizon, embolic_horizon=embolic_horizon, budget=budget, steps=steps,
         seed=seed, device=device, session=None if session is None else load_session(session),
+        **llm_settings(llm, policy_llm, reasoning_llm, prompts, backends, llm_requests),
+        approve_actions=approve or approve_actions, approve_plan=approve or approve_plan,
     )  # fmt: skip
     folder = demo_case() if case == DEMO and not Path(case).is_dir() else Path(case)
-    execute(start_run(folder, run, settings, goal, session), as_json)
+    if dry_run_llm:
+        from agent.cli.dry_run import dry_run
+
+        dry_run(folder, run, settings, goal, split_changes(change or ()), Console())
+        return
+    with_spans(spans, lambda: start_run(folder, run, settings, goal, session, changes=split_changes(change or ())),
+               lambda started: execute(started, as_json, by=by))  # fmt: skip
 
 
 def resume(
@@ -77,11 +125,69 @@ def resume(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print plan.json and nothing else on standard output.")
     ] = False,
+    answer: Annotated[
+        Path | None, typer.Option(help="JSON file with the answer to what waits; - reads standard input.")
+    ] = None,
+    by: Annotated[str, typer.Option("--as", help="Name under your approvals.")] = "",
+    spans: Annotated[
+        bool, typer.Option("--spans", help="Also write OpenTelemetry spans to spans.jsonl of the run (extra trace).")
+    ] = False,
 ) -> None:
-    """Go on with a run that was stopped or killed; a finished run is exported again."""
+    """Go on with a run that was stopped or killed, or that waits; a finished run is exported again."""
+    from agent.cli.approve import read_answer
     from agent.run import open_run
 
-    execute(open_run(run), as_json)
+    given = None if answer is None else read_answer(answer)
+    with_spans(spans, lambda: open_run(run), lambda opened: execute(opened, as_json, given, by))
+
+
+def with_spans(wanted: bool, start: Callable[[], Run], execute: Callable[[Run], None]) -> None:
+    """Start a run and execute it, with spans beside its trace where they are wanted.
+
+    Raises:
+        InputError: spans are wanted and the extra `trace` is not installed; nothing is made then.
+    """
+    if not wanted:
+        execute(start())
+        return
+    from agent.spans import SPAN_FILE, need_spans, start_spans
+
+    need_spans()
+    run = start()
+    with start_spans(run.folder / SPAN_FILE):
+        execute(run)
+
+
+def llm_settings(
+    llm: str | None,
+    policy_llm: str | None,
+    reasoning_llm: str | None,
+    prompts: str | None,
+    backends: Path | None,
+    llm_requests: int | None = None,
+) -> dict[str, Any]:
+    """The settings of the language models from the options, which a plan, a chat and an evaluation have in common.
+
+    Args:
+        llm: Backend for all questions.
+        policy_llm: Backend that looks at the case, in place of `llm`.
+        reasoning_llm: Backend that refines and explains, in place of the other one.
+        prompts: Prompt set; a path is made absolute, so that a run can be resumed from anywhere.
+        backends: The user's backend file.
+        llm_requests: Most requests of a plan.
+
+    Raises:
+        InputError: a prompt set or a request limit is named, and no language model that it is for.
+    """
+    from models.errors import InputError
+
+    found = {"policy_llm": policy_llm or llm, "reasoning_llm": reasoning_llm, "llm_requests": llm_requests}
+    if found["policy_llm"] is None and (prompts is not None or llm_requests is not None):
+        raise InputError("The embedded policy reads no prompt set and sends no request: name a backend with --llm.")
+    is_path = prompts is not None and ("/" in prompts or "\\" in prompts)
+    found["prompts"] = str(Path(prompts).resolve()) if prompts is not None and is_path else prompts
+    found["backends"] = None if backends is None else str(backends.resolve())
+    return found
 
 
 def demo_case() -> Path:
@@ -97,36 +203,76 @@ def demo_case() -> Path:
     return DEMO_FOLDER
 
 
-def execute(run: Run, as_json: bool) -> None:
+def execute(run: Run, as_json: bool, answer: GateAnswer | None = None, by: str = "") -> None:
     """Run to the end with progress on standard error, and show the plan on standard output.
 
+    At a gate the person at the terminal is asked; without a terminal the run is left waiting.
+
+    Args:
+        run: The run.
+        as_json: Print JSON only, and ask nobody.
+        answer: What a person answers at the gate where the run waits now.
+        by: Name under answers that are given at the terminal.
+
     Raises:
-        typer.Exit: the run was stopped, or its plan is that every protocol is blocked.
+        typer.Exit: the run was stopped, waits for an answer, was rejected, or every protocol is blocked.
     """
-    from agent.cli.plan_view import Progress, summary
+    from agent.cli.approve import WAITING, ask, waiting_panel
+    from agent.cli.plan_view import summary
     from agent.events import Planned
-    from agent.run import RunStopped
-    from agent.services import make_services
 
     errors = Console(stderr=True)
-    stop = threading.Event()
-    found = None
-    try:
-        with stopping(stop), Progress(errors, run.record.settings.budget) as progress:
-            for event in run.execute(make_services, stop):
-                progress.show(event)
-                if isinstance(event, Planned):
-                    found = event.plan
-    except (RunStopped, KeyboardInterrupt):
-        errors.print(f"Stopped; resume with: mewm resume {run.folder}", soft_wrap=True, highlight=False)
-        raise typer.Exit(STOPPED) from None
-    assert found is not None  # a run ends with its plan or with an error
+    while True:
+        end, proposed = _go(run, answer, errors)
+        if isinstance(end, Planned):
+            break
+        terminal = sys.stdin.isatty() and not as_json
+        if proposed is not None and not as_json:
+            summary(proposed, run.folder, Console())
+        answer = ask(end, errors, by) if terminal else None
+        if answer is None:
+            if as_json:
+                sys.stdout.write(end.model_dump_json(indent=2) + "\n")
+            elif not terminal:
+                errors.print(waiting_panel(end))
+            errors.print(
+                f"Waits for an answer to {end.interrupt_id}: mewm resume {run.folder} [--answer FILE]",
+                soft_wrap=True,
+                highlight=False,
+            )
+            raise typer.Exit(WAITING)
+    found = end.plan
     if as_json:
         sys.stdout.write(found.to_json())
     else:
         summary(found, run.folder, Console())
-    if found.blocked:
+    if found.blocked or found.rejected:
         raise typer.Exit(PlanningError.exit_code)
+
+
+def _go(run: Run, answer: GateAnswer | None, errors: Console) -> tuple[Planned | Waiting, Plan | None]:
+    """Run until the plan is there or a gate waits; and the plan that waits, where one does."""
+    from agent.cli.plan_view import Progress
+    from agent.events import Planned, Proposed, Waiting
+    from agent.run import RunStopped
+    from agent.services import make_services
+
+    stop = threading.Event()
+    end: Planned | Waiting | None = None
+    proposed: Plan | None = None
+    try:
+        with stopping(stop), Progress(errors, run.record.settings.budget) as progress:
+            for event in run.execute(make_services, stop, answer):
+                progress.show(event)
+                if isinstance(event, Planned | Waiting):
+                    end = event
+                elif isinstance(event, Proposed):
+                    proposed = event.plan
+    except (RunStopped, KeyboardInterrupt):
+        errors.print(f"Stopped; resume with: mewm resume {run.folder}", soft_wrap=True, highlight=False)
+        raise typer.Exit(STOPPED) from None
+    assert end is not None  # a run ends with its plan, at a gate or with an error
+    return end, proposed
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from agent.events import DepthFinished, Event, NodeStarted, ToolFinished, ToolProgress, ToolStarted
+from agent.events import Degraded, DepthFinished, Event, NodeStarted, ToolFinished, ToolProgress, ToolStarted
 from agent.plan import Estimate, Finalist, Plan, RuleFinding
 
 DOING = {
@@ -67,6 +67,8 @@ class Progress:
                 self.bars.update(self.task, completed=items, total=items)
             case DepthFinished():
                 self.console.print(depth_line(event), highlight=False)
+            case Degraded(reason=reason):
+                self.console.print(Text(f"degraded: {reason}", style="yellow"), highlight=False)
             case _:
                 pass
 
@@ -111,10 +113,29 @@ def summary(plan: Plan, folder: Path, console: Console) -> None:
             style="dim",
         )
     )
+    if plan.execution.llm is not None:
+        console.print(Text(plan.execution.llm.sentence, style="dim"))
+    for text, style in approval_lines(plan):
+        console.print(Text(text, style=style))
     console.print(Text(plan.disclaimer, style="bold yellow"))
     for name in ("report", "plan"):
         if name in plan.artifacts:
             console.print(f"{name.capitalize():<7}{folder / plan.artifacts[name]}", soft_wrap=True, highlight=False)
+
+
+def approval_lines(plan: Plan) -> list[tuple[str, str]]:
+    """What people decided and what a what-if changed, each with its style; an override in red."""
+    lines = [(f"What if: {text}. A question, not a plan for this patient.", "bold magenta") for text in plan.what_if]
+    for a in plan.approvals:
+        what = f": {a.after}" if a.decision == "edit" else ""
+        why = f" ({a.reason})" if a.reason else ""
+        done = {"approve": "approved", "edit": "edited", "reject": "rejected"}[a.decision]
+        gate = "action space" if a.gate == "actions" else "plan"
+        lines.append((f"{gate} {done} by {a.by}, {a.at}{what}{why}", "bold red" if a.decision == "reject" else "green"))
+        if a.overridden:
+            lines.append((f"Approved although rules block it: {' '.join(a.overridden)}", "bold red"))
+            lines.append((f"Override reason of {a.by}: {a.override_reason}", "bold red"))
+    return lines
 
 
 def finalist_rules(plan: Plan) -> list[RuleFinding]:
@@ -152,6 +173,8 @@ def blocked_panel(plan: Plan) -> Panel:
     """Why there is no protocol."""
     rules = [Text(f"- {f.message} ({f.rule_id}; {f.source})") for f in plan.blocked_by]
     every = "the rules allow none for this patient" if plan.patient_blocked else "every one that was tried is blocked"
+    if plan.rejected is not None and plan.rejected.gate == "actions":
+        every = "the action space was rejected"
     head = Text(f"No protocol is proposed: {every}.")
     return Panel(Group(head, *rules), title=Text("blocked", style="bold red"), expand=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -10,15 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent.cli import clinical
 from models.errors import InputError
 
 if TYPE_CHECKING:
-    from models.weights import PartName
+    from models.networks.preset import Preset
+    from models.weights import Origin, PartName
 
 COMMAND = "command.txt"
+DATA = "data.json"
 ORDER: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "survival")
 
-Data = Annotated[Path, typer.Option(help="Folder of a pool made by `mewm data pool`.")]
+Data = Annotated[Path, typer.Option(help="Pool made by `mewm data pool`, or a folder of imported, registered cases.")]
+Given = Annotated[
+    Path | None,
+    typer.Option(help="What real cases were given: clinical table (.xlsx) or CSV (case_id,protocol,months,died)."),
+]
+Mix = Annotated[
+    str | None, typer.Option(help="POOL:RATIO: phantoms beside real cases, so many drawn for one real cube.")
+]
 Out = Annotated[Path, typer.Option(help="Folder of the run; each network gets a sub-folder.")]
 PresetName = Annotated[str, typer.Option("--preset", help="Name of a file in models/presets.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batches.")]
@@ -27,14 +38,14 @@ Steps = Annotated[int | None, typer.Option(help="Stop after so many steps instea
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; finished networks are kept.")]
 
 _train = typer.Typer(no_args_is_help=True, help="Train the world model and export its weights.")
+clinical.register(_train)
 
 
 def _run(
     parts: tuple[PartName, ...], data: Path, out: Path, preset_name: str, seed: int, minutes: float | None,
-    steps: int | None, resume: bool,
+    steps: int | None, resume: bool, given: Path | None, mix: str | None,
 ) -> None:  # fmt: skip
     from models.networks.preset import Preset
-    from models.phantom.pool import PatchPool
     from models.training.autoencoder import train_autoencoder
     from models.training.denoiser import train_denoiser
     from models.training.export import load_trained_autoencoder
@@ -46,11 +57,8 @@ def _run(
     if steps is not None and steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}.")
     preset = Preset.load(preset_name)
-    pool: Any = PatchPool.open(data)
-    if pool.pre.shape[1] != preset.size:
-        raise InputError(
-            f"The pool in {data} has cubes of {pool.pre.shape[1]} voxels; preset '{preset_name}' needs {preset.size}."
-        )
+    pool = _open(data, out, preset, given, mix, parts)
+    origin = getattr(pool, "origin", "synthetic")
     budget: dict[str, Any] = {"seed": seed, "minutes": minutes, "steps": steps, "resume": resume}
     trainers = {"denoiser": train_denoiser, "segmenter": train_segmenter, "survival": train_survival}
     for name in parts:
@@ -58,11 +66,46 @@ def _run(
             result = train_autoencoder(pool, preset, out / name, **budget)
         else:
             autoencoder, identity = load_trained_autoencoder(out, preset)
-            result = trainers[name](pool, preset, autoencoder, out / name, autoencoder_id=identity, **budget)
+            extra: dict[str, Any] = {"origin": origin} if name == "survival" else {}
+            result = trainers[name](pool, preset, autoencoder, out / name, autoencoder_id=identity, **extra, **budget)
         # what was really run, for the provenance of the exported weights
         (out / name / COMMAND).write_text(_command_line() + "\n", encoding="utf-8")
+        content = json.dumps({"data_hash": pool.data_hash, "origin": origin})
+        (out / name / DATA).write_text(content + "\n", encoding="utf-8")
         figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
         typer.echo(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
+
+
+def _open(
+    data: Path, out: Path, preset: Preset, given: Path | None, mix: str | None, parts: tuple[PartName, ...]
+) -> Any:
+    """The training data, after saying what of real cases is used.
+
+    Raises:
+        InputError: see `open_training_data`; or the survival network is to be trained without what it needs.
+    """
+    from rich.progress import Progress
+
+    from models.training.mixed_pool import TrainingData, open_training_data
+
+    with Progress(transient=True) as bar:
+        line = bar.add_task("cutting cubes of real cases", total=None, visible=given is not None)
+        pool = open_training_data(
+            data, out, preset, given, mix, lambda done, total: bar.update(line, completed=done, total=total)
+        )
+    if not isinstance(pool, TrainingData):
+        return pool
+    for case_id, reason in pool.left_out.items():
+        typer.echo(f"{case_id} is left out: {reason}")
+    drawn = "" if pool.ratio is None else f", {pool.ratio:.3g} phantoms drawn for one real cube"
+    typer.echo(f"Training data {pool.data_hash} ({pool.origin}{drawn}).")
+    if "survival" in parts and (pool.ratio is None or pool.without_outcome):
+        lacking = f"; no outcome: {', '.join(pool.without_outcome)}" if pool.without_outcome else ""
+        raise InputError(
+            "The survival network needs phantoms beside the real cases (--mix), whose true hazard it is validated on, "
+            f"and months and died of every real patient{lacking}."
+        )
+    return pool
 
 
 def _command_line() -> str:
@@ -74,9 +117,9 @@ def _command(name: PartName) -> None:
     @_train.command(name, help=f"Train the {name}.")
     def command(
         data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, minutes: Minutes = None,
-        steps: Steps = None, resume: Resume = False,
+        steps: Steps = None, resume: Resume = False, given: Given = None, mix: Mix = None,
     ) -> None:  # fmt: skip
-        _run((name,), data, out, preset, seed, minutes, steps, resume)
+        _run((name,), data, out, preset, seed, minutes, steps, resume, given, mix)
 
 
 for _name in ORDER:
@@ -85,10 +128,11 @@ for _name in ORDER:
 
 @_train.command("all")
 def train_all(
-    data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, steps: Steps = None, resume: Resume = False
-) -> None:
+    data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, steps: Steps = None, resume: Resume = False,
+    given: Given = None, mix: Mix = None,
+) -> None:  # fmt: skip
     """Train all four networks in turn, each for the minutes of the preset."""
-    _run(ORDER, data, out, preset, seed, None, steps, resume)
+    _run(ORDER, data, out, preset, seed, None, steps, resume, given, mix)
 
 
 def _recorded(path: Path) -> str:
@@ -98,29 +142,48 @@ def _recorded(path: Path) -> str:
         raise InputError(f"{path} is missing: train this network with `mewm train` before exporting.") from None
 
 
+def _trained_on(run: Path, data: Path | None) -> tuple[str, Origin]:
+    """Hash and origin of what the networks of a run were trained on.
+
+    Raises:
+        InputError: the run does not say so, and `data` is not given.
+    """
+    from models.phantom.pool import PatchPool
+
+    files = [run / name / DATA for name in ORDER]
+    if all(file.exists() for file in files):
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        origins = {str(one["origin"]) for one in found}
+        origin: Origin = "mixed" if len(origins) > 1 else origins.pop()  # type: ignore[assignment]
+        return " ".join(dict.fromkeys(str(one["data_hash"]) for one in found)), origin
+    if data is None:
+        raise InputError(f"The run in {run} does not say what it was trained on; give its pool with --data.")
+    return str(PatchPool.open(data).data_hash), "synthetic"
+
+
 @_train.command("export")
 def export(
     run: Annotated[Path, typer.Argument(help="The --out folder of the training.")],
-    data: Data,
+    data: Annotated[Path | None, typer.Option(help="Its pool, where the run does not say what it was.")] = None,
     preset: PresetName = "small",
     seed: Seed = 0,
     weights: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default the shipped one.")] = None,
 ) -> None:
     """Write the trained networks as a bundle of safetensors files with a manifest."""
     from models.networks.preset import Preset
-    from models.phantom.pool import PatchPool
     from models.training.export import export_bundle
     from models.weights import DEFAULT_WEIGHTS
 
     folder = DEFAULT_WEIGHTS if weights is None else weights
+    data_hash, origin = _trained_on(run, data)
     provenance: dict[str, str] = {
         **{str(name): _recorded(run / name / COMMAND) for name in ORDER},
         "export": _command_line(),
         "seed": str(seed),
-        "data": str(PatchPool.open(data).data_hash),
+        "data": data_hash,
         "date": datetime.now(UTC).date().isoformat(),
     }
-    manifest = export_bundle(run, Preset.load(preset), folder, origin="synthetic", provenance=provenance)
+    manifest = export_bundle(run, Preset.load(preset), folder, origin=origin, provenance=provenance)
     total = sum(file.bytes for file in manifest.files.values()) / 2**20
     typer.echo(f"Wrote weights {manifest.weights_hash} ({total:.1f} MiB) to {folder}.")
 

@@ -152,6 +152,7 @@ def origin_rows(plan: Plan) -> list[tuple[str, str, str, bool]]:
     )
     case_synthetic = origin.case_origin == "synthetic"
     note = f": {origin.case_note}" if origin.case_note else ""
+    llm = plan.execution.llm
     policy = "a language model" if origin.policy_is_llm else "written rules, not a language model"
     baseline = "" if origin.baseline_n is None else f"; baseline survival fitted on n = {origin.baseline_n} patients"
     networks = [
@@ -171,6 +172,7 @@ def origin_rows(plan: Plan) -> list[tuple[str, str, str, bool]]:
         ("Rules", "what is blocked, warned of, or not evaluable", "rules file; each rule names its source", False),
         ("Doses", "ranges", "formulary; each agent names its sources", False),
         ("Policy", "which items are proposed and expanded", f"{origin.policy}: {policy}", False),
+        *([("Language models", "observation, proposal, rationale", llm.sentence, False)] if llm else []),
     ]
 
 

@@ -12,7 +12,7 @@ from langgraph.graph.state import CompiledStateGraph
 
 from agent import graphs
 from agent.state import PlannerState
-from models.errors import CaseError
+from models.errors import CaseError, InputError
 from tests.agent.fake_tools import make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,3 +60,17 @@ def test_plain_dicts_over_the_wire_become_typed_state(tmp_path):
     given = json.loads(json.dumps({"case_id": "tiny", "options": {"actions": "hcc_tace_seg", "drug_horizon": 1}}))
     result = build_planner(lambda state: services).invoke(given)
     assert result["plan"].chosen is not None
+
+
+def test_the_served_chat_makes_its_conversation_and_answers_without_a_language_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEWM_CHATS", str(tmp_path / "chats"))
+    monkeypatch.setenv("MEWM_CASES", str(tmp_path / "cases"))
+    make_case(tmp_path / "cases" / "inside", "inside")
+    config = {"configurable": {"thread_id": "3f0c-1"}}
+    given = {"messages": [{"role": "user", "content": "load inside"}]}
+    said = graphs.chat.invoke(given, config)["messages"]
+    assert said[-1].text.startswith("The case is open. 1 tumour")
+    assert graphs.desk_of("3f0c-1") is graphs.desk_of("3f0c-1")
+    assert graphs.desk_of("3f0c-1").settings.approve_plan
+    with pytest.raises(InputError, match="can't be called"):
+        graphs.desk_of("../outside")

@@ -51,6 +51,27 @@ def test_equal_content_is_equal_bytes_and_the_hash_sees_every_part(tmp_path: Pat
     assert len({one.content_hash, *(c.content_hash for c in changed)}) == 4
 
 
+def test_labels_of_a_follow_up_come_back_and_are_hashed(tmp_path: Path) -> None:
+    images = {ImageMeta("pre_arterial", "pre", "arterial"): CT, ImageMeta("follow_up", "follow_up", day=40): CT}
+    plain = make(tmp_path / "a", images)
+    assert plain.follow_up_label_array("follow_up") is None
+    assert "follow_up_labels" not in (plain.path / "case.json").read_text(encoding="utf-8")  # old hashes stay
+    after = np.where(LABELS == 2, 0, LABELS).astype(np.uint8)
+    make(tmp_path / "b", images, follow_up_labels={"follow_up": after})
+    case = Case.load(tmp_path / "b")
+    np.testing.assert_array_equal(case.follow_up_label_array("follow_up"), after)
+    np.testing.assert_array_equal(case.label_array(), LABELS)
+    assert case.content_hash != plain.content_hash
+    (case.path / "labels_follow_up.nii.gz").write_bytes(b"other")
+    with pytest.raises(CaseError, match="changed since the case was made"):
+        Case.load(case.path)
+    for wrong in ({"pre_arterial": after}, {"follow_up": after[:-1]}, {"other": after}):
+        with pytest.raises(CaseError, match="fit no follow-up image"):
+            make(tmp_path / "c", images, follow_up_labels=wrong)
+    with pytest.raises(CaseError, match="values 0 to 4"):
+        make(tmp_path / "c", images, follow_up_labels={"follow_up": np.full_like(after, 7)})
+
+
 def test_changed_missing_and_foreign_files_are_noticed(tmp_path: Path) -> None:
     case = make(tmp_path / "c")
     image = case.path / "pre_arterial.nii.gz"

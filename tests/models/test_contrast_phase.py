@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from models.contrast_phase import phase_from_image, phase_from_labels
+from models.contrast_phase import arterial_aorta_hu, phase_from_image, phase_from_labels, phase_from_liver
 from models.volume import Volume, read_labels, read_nifti
 
 
@@ -53,6 +53,18 @@ def test_labels_tell_the_phase(liver: int, aorta: int, phase: str) -> None:
     data = np.where(labels == 1, liver, aorta).astype(np.int16)
     assert phase_from_labels(Volume(data, np.eye(4)), labels) == phase
     assert phase_from_labels(Volume(data, np.eye(4)), np.where(labels == 4, 0, labels).astype(np.uint8)) == "unknown"
+
+
+def test_a_bright_liver_means_portal_unless_the_aorta_is_arterial() -> None:
+    liver = np.zeros(phantom(150).shape, bool)
+    liver[30:40, 30:40, 20:30] = True
+    for aorta, hu, phase in ((150, 110, "portal"), (150, 60, "unknown"), (330, 110, "arterial"), (330, 60, "arterial")):
+        volume = phantom(aorta)
+        volume.data[liver] = hu
+        assert phase_from_liver(volume, liver) == phase
+    assert phase_from_liver(phantom(150), np.zeros_like(liver)) == "unknown"
+    assert arterial_aorta_hu(phantom(330)) == pytest.approx(330, abs=5)
+    assert arterial_aorta_hu(phantom(150)) is None
 
 
 def test_the_four_scans_of_the_real_patient(real_data: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.dicom import DicomFolder, find_series
-from models.dicom_stack import read_series
+from models.dicom_stack import read_series, stacking
 from models.errors import VolumeError
 from models.volume import Volume
 from tests.models.synthetic_ct import trunk, write_series
@@ -115,6 +115,37 @@ def test_stacks_that_are_refused(tmp_path: Path, options: dict[str, object], mes
     write_series(tmp_path, TRUTH, **options)  # type: ignore[arg-type]
     with pytest.raises(VolumeError, match=message):
         only(tmp_path)
+
+
+def test_uneven_slices_are_resampled_where_that_is_allowed(tmp_path: Path) -> None:
+    """A ramp along the body is linear, so the resampled stack is known everywhere; a slice is missing in the middle."""
+    heights = [100.0 + 5 * i for i in range(24) if i != 11]
+    ramp = np.broadcast_to((np.array(heights) - 160).astype(np.int16), (48, 40, 23)).copy()
+    ramp[:6] = -1000
+    write_series(tmp_path, ramp, heights=heights)
+    series = find_series(tmp_path).series[0]
+    with pytest.raises(VolumeError, match="10 mm between slices 11 and 12"):
+        read_series(series)
+    with pytest.raises(VolumeError, match=r"10 mm between .* and up to 9 mm could be bridged"):
+        read_series(series, max_gap_mm=9)
+    volume = read_series(series, max_gap_mm=10)
+    assert volume.shape == (48, 40, 24)
+    assert volume.spacing_mm == pytest.approx((2.0, 2.5, 5.0))
+    np.testing.assert_array_equal(volume.data[20, 20], np.arange(24) * 5 - 60)
+    how = stacking(series, max_gap_mm=10)
+    marks, affine = how.stack([np.full((40, 48), i, np.uint8) for i in range(23)], whole=True)
+    np.testing.assert_allclose(affine, volume.affine)
+    assert marks[0, 0].tolist() == [*range(12), *range(11, 23)]  # halfway, the upper slice
+    assert stacking(series, max_gap_mm=10).places is not None
+
+
+def test_several_folders_are_one_search_and_segmentations_are_listed(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", TRUTH)
+    write_series(tmp_path / "b", TRUTH, series="1.2.3.2", number=2)
+    write_series(tmp_path / "seg", TRUTH[:, :, :1], series="1.2.3.4", modality_class=SEG)
+    found = find_series(tmp_path / "a", tmp_path / "b", tmp_path / "seg", tmp_path / "a")
+    assert [one.uid for one in found.series] == ["1.2.3.1", "1.2.3.2"]
+    assert [path.parent.name for path in found.segmentations] == ["seg"]
 
 
 def test_positions_rounded_to_a_decimal_are_even(tmp_path: Path) -> None:

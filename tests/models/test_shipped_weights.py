@@ -77,7 +77,7 @@ def test_figures_on_a_few_unseen_patients_hold() -> None:
     oil, viable = (card["dynamics"][name] for name in ("oil_fraction", "viable_share_of_tumour"))
     assert oil["within_patient_rank"]["mean"] > 0.6
     assert oil["correlation"] > oil["shuffled_action_correlation"] + 0.4
-    assert viable["within_patient_rank"]["mean"] > 0.1
+    assert viable["within_patient_rank"]["mean"] > 0.3
     assert card["segmentation_dice_true_post"]["tumour"]["mean"] > 0.75
 
 

@@ -15,7 +15,15 @@ from tools.registry import TOOLS, as_langchain, build_tools
 from tools.simulate_tumor import SimulateTumorResult
 from tools.workspace import Workspace
 
-NAMES = {"simulate_tumor", "segment", "survival_risk", "check_rules", "measure_response", "describe_case"}
+NAMES = {
+    "simulate_tumor",
+    "segment",
+    "survival_risk",
+    "check_rules",
+    "measure_response",
+    "describe_case",
+    "extract_report",
+}
 
 
 def test_all_tools_are_registered(workspace: Workspace):

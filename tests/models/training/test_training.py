@@ -237,7 +237,9 @@ def test_segmenter_sees_each_scan_beside_the_one_before_and_the_mask_mirrored_al
         assert before[tumour].mean() - before[~tumour].mean() == pytest.approx(140 / 775, abs=0.05)
     assert 8 <= hidden <= 36
     assert 30 <= same <= 70  # one view of four is the scan before treatment itself
-    hidden_always = tiny.training.segmenter.model_copy(update={"options": {"decoded_noise": 0.1, "mask_hidden": 1.0, "share_weight": 2.0}})
+    hidden_always = tiny.training.segmenter.model_copy(
+        update={"options": {"decoded_noise": 0.1, "mask_hidden": 1.0, "share_weight": 2.0}}
+    )
     task.training = hidden_always
     network.seen.clear()
     task.loss(rng, 0.0)

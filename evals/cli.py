@@ -1,0 +1,387 @@
+"""`mewm eval`: run, list, report, compare, view and bundle evaluations, and make and score reader studies.
+
+Only light modules are imported here; every command loads what it needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from evals.study_cli import reader_app, turing_app
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from evals.prepare import Evaluation
+    from evals.report.summary import Summary
+    from evals.results import Answer, EvalRun
+
+app = typer.Typer(no_args_is_help=True, help="Evaluate the agent on cases with gold protocols.")
+app.add_typer(turing_app, name="turing")
+app.add_typer(reader_app, name="reader")
+
+RUNS = Path("runs")
+CACHE = RUNS / "model-answers.sqlite"
+FAILED, GATE = 1, 9
+"""Exit codes: every case failed; a regression gate was not passed."""
+
+Stage = Literal["propose", "plan"]
+Strategy = Literal["beam", "paper", "exhaustive"]
+Tier = Literal["easy", "standard", "hard"]
+ActionSet = Literal["policy", "in_house", "hcc_tace_seg"]
+Device = Literal["auto", "cpu", "cuda"]
+Parallel = Annotated[int | None, typer.Option(help="Cases at once; by default 1, with a language model 4.", min=1)]
+CacheFile = Annotated[Path, typer.Option(help="File of model answers: equal questions are asked once.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Ask the model anew, and keep no answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+
+
+@app.command()
+def run(
+    dataset: Annotated[str, typer.Argument(help="phantom, hcc-tace-seg or own; see `mewm eval list`.")],
+    backend: Annotated[str, typer.Option(help="Who the policy is: guideline, or a backend's name.")] = "guideline",
+    reasoning: Annotated[
+        str | None, typer.Option("--reasoning-llm", help="Backend that refines and explains; by default --backend.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompt set: a shipped one, or a folder.")] = None,
+    strategy: Annotated[Strategy, typer.Option(help="Search strategy.")] = "beam",
+    stage: Annotated[
+        Stage, typer.Option(help="The whole plan, or the policy's answer before any simulation.")
+    ] = "plan",
+    epochs: Annotated[int, typer.Option(help="How often each case is asked, with another seed each time.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="Most cases.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Which synthetic patients, and the planner's first seed.", min=0)] = 0,
+    tier: Annotated[Tier | None, typer.Option(help="Difficulty of synthetic patients.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of imported cases, or the file of the dataset own.")] = None,
+    clinical: Annotated[Path | None, typer.Option(help="Clinical table of hcc-tace-seg (XLSX).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the evaluation; one that is there goes on.")] = None,
+    drugs: Annotated[int | None, typer.Option(help="D: drugs to try.", show_default="6")] = None,
+    embolics: Annotated[int | None, typer.Option(help="E: embolic agents to try.", show_default="4")] = None,
+    beams: Annotated[int | None, typer.Option(help="B: beams kept.", show_default="5")] = None,
+    replicas: Annotated[int | None, typer.Option(help="T: most replicas in the search.", show_default="5")] = None,
+    drug_horizon: Annotated[int | None, typer.Option(help="Most drugs in a protocol.")] = None,
+    embolic_horizon: Annotated[int | None, typer.Option(help="Most embolic agents in a protocol.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Most simulations of a plan.", show_default="1000")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a simulation.", show_default="preset")] = None,
+    actions: Annotated[ActionSet | None, typer.Option(help="Action set; by default that of the gold.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Open rules block instead of warn.")] = False,
+    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    weights: Annotated[Path | None, typer.Option(help="Folder of a weight bundle; by default the shipped one.")] = None,
+    without_assistant: Annotated[
+        bool, typer.Option("--without-assistant", help="Switch the segmentation of what is left of the tumour off.")
+    ] = False,
+    baselines: Annotated[str, typer.Option(help="all, none, or names with commas.")] = "all",
+    time_limit: Annotated[int | None, typer.Option(help="Most seconds of a case.", min=1)] = None,
+    token_limit: Annotated[int | None, typer.Option(help="Most tokens of a case.", min=1)] = None,
+    tool_limit: Annotated[int | None, typer.Option(help="Most tool calls of a case.", min=1)] = None,
+    parallel: Parallel = None,
+    cache: CacheFile = CACHE,
+    no_cache: NoCache = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep reports and simulated volumes of every plan.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put every case of a dataset to the agent and score its answers; the same command goes on where it was stopped."""
+    _needs_inspect()
+    from evals.ablation import ASSISTANT
+    from evals.baselines import NAMES
+    from evals.prepare import prepare
+    from evals.results import Limits
+
+    names = {"all": NAMES, "none": ()}.get(baselines, tuple(n.strip() for n in baselines.split(",") if n.strip()))
+    planner = {
+        "strategy": strategy, "drugs": drugs, "embolics": embolics, "beams": beams, "replicas": replicas,
+        "drug_horizon": drug_horizon, "embolic_horizon": embolic_horizon, "budget": budget, "steps": steps,
+        "actions": actions, "strict": strict, "device": device, "seed": seed,
+    }  # fmt: skip
+    evaluation = prepare(
+        dataset, seed=seed, limit=limit, tier=tier, data=data, clinical=clinical, stage=stage, backend=backend,
+        reasoning=reasoning, prompts=prompts, epochs=epochs,
+        limits=Limits(seconds=time_limit, tokens=token_limit, tool_calls=tool_limit), weights=weights,
+        parts_off=(ASSISTANT,) if without_assistant else (), baselines=names, planner=planner, keep=keep,
+    )  # fmt: skip
+    folder = out or RUNS / f"eval-{dataset}-{stage}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    execute(evaluation, folder, parallel, None if no_cache else cache, as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder that `mewm eval run` made.")],
+    parallel: Parallel = None,
+    cache: CacheFile = CACHE,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with an evaluation that was stopped or killed: finished cases are not asked again, failed ones are."""
+    _needs_inspect()
+    from evals.prepare import prepare_again
+    from evals.results import read_spec
+
+    execute(prepare_again(read_spec(folder)), folder, parallel, None if no_cache else cache, as_json)
+
+
+def execute(evaluation: Evaluation, folder: Path, parallel: int | None, cache: Path | None, as_json: bool) -> None:
+    """Run an evaluation with progress on standard error, write its reports and show the leaderboard.
+
+    Raises:
+        typer.Exit: it was stopped, or every case failed.
+    """
+    from evals.report.page import report_json, write_reports
+
+    errors = Console(stderr=True)
+    summary = write_reports([_run(evaluation, folder, parallel, cache, f"mewm eval resume {folder}")])
+    if as_json:
+        sys.stdout.write(report_json(summary))
+    else:
+        _show(summary, Console())
+        Console().print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    if summary.failed:
+        errors.print(
+            f"{len(summary.failed)} case(s) failed; the first: {summary.failed[0]}", soft_wrap=True, markup=False
+        )
+        errors.print(f"Try them again with: mewm eval resume {folder}", soft_wrap=True, highlight=False)
+        if set(summary.statuses) == {"failed"}:
+            raise typer.Exit(FAILED)
+
+
+def _run(evaluation: Evaluation, folder: Path, parallel: int | None, cache: Path | None, again: str) -> EvalRun:
+    """Run one evaluation with progress on standard error.
+
+    Raises:
+        typer.Exit: it was stopped; `again` is the command that goes on.
+    """
+    from agent.nodes import RunStopped
+    from evals.answer_cache import cached_answers
+    from evals.runner import run_evaluation
+
+    spec = evaluation.spec
+    llm = spec.settings.policy_llm is not None
+    errors = Console(stderr=True)
+    total = len(evaluation.dataset.cases) * spec.epochs
+    try:
+        with cached_answers(cache if llm else None), _Bar(errors, spec.label, total) as bar:
+            return run_evaluation(
+                folder, spec, evaluation.dataset, evaluation.agent, evaluation.baselines,
+                parallel=parallel or (4 if llm else 1), keep=spec.keep, done=bar.told,
+            )  # fmt: skip
+    except (RunStopped, KeyboardInterrupt):
+        errors.print(f"Stopped; go on with: {again}", soft_wrap=True, highlight=False)
+        raise typer.Exit(RunStopped.exit_code) from None
+
+
+@app.command()
+def table(
+    out: Annotated[Path, typer.Option(help="Folder of the table; one that is there goes on.")] = RUNS / "eval-table",
+    limit: Annotated[int, typer.Option(help="Synthetic patients.", min=2)] = 100,
+    seed: Annotated[int, typer.Option(help="Which synthetic patients, and the planner's first seed.", min=0)] = 0,
+    beams: Annotated[int | None, typer.Option(help="B: beams kept.", show_default="5")] = None,
+    replicas: Annotated[int | None, typer.Option(help="T: most replicas in the search.", show_default="5")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of a weight bundle; by default the shipped one.")] = None,
+    weights_without: Annotated[
+        list[str] | None,
+        typer.Option(help="contrastive=FOLDER or attenuation=FOLDER: weights that were trained without it."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    parallel: Parallel = None,
+    as_json: AsJson = False,
+) -> None:
+    """The full table on synthetic patients: the planner, each of its parts off, and every baseline. Can be repeated."""
+    _needs_inspect()
+    from evals.report.page import report_json
+    from evals.table import full_table
+
+    bundles = {}
+    for text in weights_without or []:
+        name, mark, folder = text.partition("=")
+        if name not in ("contrastive", "attenuation") or not mark:
+            raise InputError(f"--weights-without takes contrastive=FOLDER or attenuation=FOLDER, got '{text}'.")
+        bundles[name] = Path(folder)
+    summary = full_table(
+        out, lambda evaluation, folder: _run(evaluation, folder, parallel, None, f"mewm eval table --out {out} ..."),
+        n=limit, seed=seed, planner={"beams": beams, "replicas": replicas, "device": device}, weights=weights,
+        weights_without=bundles,
+    )  # fmt: skip
+    if as_json:
+        sys.stdout.write(report_json(summary))
+    else:
+        _show(summary, Console())
+        Console().print(f"Report: {out / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command("list")
+def list_(
+    folder: Annotated[Path, typer.Argument(help="Where evaluations are looked for.")] = RUNS, as_json: AsJson = False
+) -> None:
+    """List the datasets, and the evaluations in a folder."""
+    import json
+
+    about = {
+        "phantom": "unseen synthetic patients with a known best protocol; tiers easy, standard, hard",
+        "hcc-tace-seg": "the real collection: --clinical TABLE.xlsx, and --data CASES where there are images",
+        "own": "your own gold: --data FILE.jsonl or FILE.csv (docs/own-dataset.md)",
+    }
+    found: list[dict[str, object]] = []
+    for path in sorted(folder.glob("*/run.json")):
+        try:  # read as plain JSON: the harness with its networks is not loaded for a list
+            spec = json.loads(path.read_text(encoding="utf-8"))
+            row = {name: str(spec[name]) for name in ("dataset", "dataset_version", "stage", "backend", "created")}
+        except (OSError, ValueError, KeyError):  # a plan's run folder, or a file of another version
+            continue
+        answered = len(list(path.parent.glob("cases/*/*/answer.json")))
+        found.append({"folder": str(path.parent), "answers": answered, **row})
+    if as_json:
+        typer.echo(json.dumps({"datasets": about, "evaluations": found}, indent=1))
+        return
+    shown = RichTable("dataset", "what", title="Datasets")
+    for name, text in about.items():
+        shown.add_row(name, text)
+    console = Console()
+    console.print(shown)
+    if found:
+        shown = RichTable("folder", "dataset", "stage", "policy", "answers", "begun", title=f"Evaluations in {folder}")
+        for line in found:
+            shown.add_row(*(str(line[n]) for n in ("folder", "dataset", "stage", "backend", "answers", "created")))
+        console.print(shown)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Evaluations on the same data; the first one leads.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the reports; by default the first evaluation's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write report.md, report.html and report.json, and show the leaderboard."""
+    _needs_inspect()
+    from evals.report.page import report_json, write_reports
+    from evals.results import read_run
+
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    summary = write_reports([read_run(folder) for folder in folders], out)
+    if as_json:
+        sys.stdout.write(report_json(summary))
+        return
+    _show(summary, Console())
+    Console().print(f"Report: {(out or folders[0]) / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="The reference: a folder, or FOLDER@LINE such as runs/x@constant.")],
+    b: Annotated[str, typer.Argument(help="The candidate, likewise.")],
+    gold: Annotated[
+        str | None, typer.Option(help="Gold variant; by default the one that the dataset leads with.")
+    ] = None,
+    fail_below: Annotated[
+        list[str] | None, typer.Option(help="NAME=NUMBER: fail unless B gains at least so much on A, e.g. F1=-0.02.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two evaluations case by case: B minus A with interval, p value, wins, ties and losses."""
+    _needs_inspect()
+    from evals.compare import compare as pair
+    from evals.compare import comparison_markdown, failed_gates, parse_gates, read_side
+
+    gates = parse_gates(fail_below or [])
+    found = pair(read_side(a), read_side(b), variant=gold)
+    typer.echo(found.model_dump_json(indent=1) if as_json else comparison_markdown(found), nl=as_json)
+    if sentences := failed_gates(found, gates):
+        for sentence in sentences:
+            typer.echo(f"mewm: {sentence}", err=True)
+        raise typer.Exit(GATE)
+
+
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(help="An evaluation.")],
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 7575,
+) -> None:
+    """Look at an evaluation's log in inspect's viewer, in the browser at 127.0.0.1."""
+    _needs_inspect()
+    from inspect_ai import view as inspect_view
+
+    from evals.results import LOGS, read_spec
+
+    read_spec(folder)
+    typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", err=True)
+    inspect_view(str(folder / LOGS), host="127.0.0.1", port=port)
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(help="An evaluation.")],
+    out: Annotated[Path, typer.Option(help="New folder; it can be opened from any web server.")],
+) -> None:
+    """Write inspect's viewer with the log, and the report, as a folder of static files."""
+    _needs_inspect()
+    import shutil
+
+    from inspect_ai.log import bundle_log_dir
+
+    from evals.report.page import NAMES, write_reports
+    from evals.results import LOGS, read_run
+
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"The folder {out} is not empty: choose another with --out.")
+    write_reports([read_run(folder)])
+    bundle_log_dir(str(folder / LOGS), str(out))
+    for name in NAMES:
+        shutil.copyfile(folder / name, out / name)
+    typer.echo(f"Viewer: {out / 'index.html'}\nReport: {out / 'report.html'}")
+
+
+def _needs_inspect() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("inspect_ai") is None:
+        raise InputError("Evaluations need the extra `eval`: install it with pip install 'mewm[eval]'.")
+
+
+class _Bar:
+    """Progress on standard error: a bar, and a line for every answer that is not a plain one."""
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(),
+            TimeElapsedColumn(), console=console,
+        )  # fmt: skip
+        self.task = self.bars.add_task(label, total=total)
+        self.kept = 0
+
+    def __enter__(self) -> _Bar:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+        if self.kept:
+            self.console.print(f"{self.kept} answers were there already.", highlight=False)
+
+    def told(self, answer: Answer, kept: bool) -> None:
+        """One answer is there."""
+        self.kept += kept
+        self.bars.advance(self.task)
+        if not kept and answer.status not in ("answered", "no_image"):
+            line = f"{answer.case_id}: {answer.status}, {answer.why}"
+            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _show(summary: Summary, console: Console) -> None:
+    from evals.report.tables import TERMINAL, leaderboard
+
+    for board in summary.boards:
+        main = leaderboard(summary, board, TERMINAL)
+        shown = RichTable(*main.columns, title=f"{main.title} ({summary.n_cases} cases)", title_justify="left")
+        for row in main.rows:
+            shown.add_row(*row.cells, style="bold" if row.css == "own" else "dim" if row.css == "notrun" else None)
+        console.print(shown)
+    for note in summary.notes:
+        console.print(note, markup=False, highlight=False)

@@ -1,0 +1,82 @@
+"""Judge: an answer to a case becomes the row that is reported. Pure, apart from what the case computes of itself."""
+
+from __future__ import annotations
+
+from evals.datasets import EvalCase
+from evals.metrics import reachable, recall_of, score_protocol, violations
+from evals.results import Answer, BaselineAnswers, BaselineEntry, CaseRow, Entry, Space, Survival
+from models.protocol import Protocol
+from tools.check_rules import judge_protocols
+from tools.rulebook import CheckRulesResult
+
+
+def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, *, strict: bool = False) -> CaseRow:
+    """Score everything that was answered to one case.
+
+    A degraded plan is an empty answer in `own`; what the fallback said is judged beside it, so that a broken backend
+    can't borrow the embedded policy's score.
+
+    Args:
+        case: Gold and truth.
+        answer: The agent's.
+        baselines: What they say.
+        strict: Use the strict strengths of the rules.
+    """
+    own = answer.protocol if answer.status == "answered" else None
+    said = [protocol for found in baselines.answers.values() for protocol in found.protocols.values()]
+    asked = [own, answer.protocol, answer.alone, *said, *case.gold.values()]
+    keys = list({protocol.key: protocol for protocol in asked if protocol is not None}.values())
+    rules = judge_protocols(case.case_id, case.facts, keys, case.space.profile, strict, "complete")
+
+    def entry(protocol: Protocol | None, variant: str | None = None) -> Entry:
+        return _entry(case, protocol, rules, variant)
+
+    horizons = (case.space.drug_horizon, case.space.embolic_horizon)
+    truth = case.truth
+    return CaseRow(
+        case_id=case.case_id,
+        epoch=answer.epoch,
+        tier=case.tier,
+        status=answer.status,
+        why=answer.why,
+        gold=dict(case.gold),
+        given=case.given,
+        best=None if truth is None else truth.best,
+        reachable={name: reachable(gold, rules, horizons) for name, gold in case.gold.items()},
+        own=entry(own),
+        fallback=entry(answer.protocol) if answer.status == "degraded" else None,
+        alone=None if answer.alone_status == "not_run" else entry(answer.alone),
+        baselines={
+            name: BaselineEntry(
+                label=found.label, by_variant={v: entry(protocol, v) for v, protocol in found.protocols.items()}
+            )
+            for name, found in baselines.answers.items()
+        },
+        not_run=dict(baselines.not_run),
+        space=None if answer.space is None else _space(case, answer.space),
+        risks=answer.risks,
+        survival=None if case.survival is None else Survival(**case.survival._asdict()),
+        usage=answer.usage,
+        trace=answer.trace,
+    )
+
+
+def _entry(case: EvalCase, protocol: Protocol | None, rules: CheckRulesResult, variant: str | None) -> Entry:
+    formulary = case.space.formulary
+    golds = {name: gold for name, gold in case.gold.items() if variant in (None, name)}
+    return Entry(
+        protocol=protocol,
+        scores={name: score_protocol(protocol, gold, formulary) for name, gold in golds.items()},
+        regret=None if case.truth is None else case.truth.judge(protocol),
+        violations=None if protocol is None else violations(protocol, rules),
+    )
+
+
+def _space(case: EvalCase, items: tuple[str, ...]) -> Space:
+    truth = case.truth
+    return Space(
+        items=items,
+        gold_recall={name: recall_of(items, gold) for name, gold in case.gold.items()},
+        best_recall=None if truth is None else recall_of(items, truth.best),
+        best_within=None if truth is None else truth.best_within(items),
+    )

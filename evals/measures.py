@@ -1,0 +1,112 @@
+"""Measures: the figures that are averaged over cases, and their value for one contestant on one case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evals.metrics import stability
+from evals.results import CaseRow, Entry, EvalRun
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that is averaged over cases.
+
+    Attributes:
+        name: As options and JSON call it.
+        label: As tables call it.
+        lower_is_better: Decides who wins.
+        percent: Shown times 100, as in the paper's tables.
+        quality: Takes part in Holm's correction; what is left is effort.
+        digits: Decimals shown.
+    """
+
+    name: str
+    label: str
+    lower_is_better: bool = False
+    percent: bool = True
+    quality: bool = True
+    digits: int = 1
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("f1", "F1"),
+        Metric("jaccard", "Jaccard"),
+        Metric("precision", "Precision"),
+        Metric("recall", "Recall"),
+        Metric("exact", "Exact match"),
+        Metric("drug_f1", "Drug F1"),
+        Metric("embolic_f1", "Embolic F1"),
+        Metric("class_f1", "Class F1"),
+        Metric("dose_within", "Dose in range"),
+        Metric("regret", "Regret (of range)", lower_is_better=True, percent=False, digits=3),
+        Metric("regret_of_random", "Regret (of random)", lower_is_better=True, percent=False, digits=3),
+        Metric("win_vs_given", "Better than given"),
+        Metric("violations", "Rules broken", lower_is_better=True, percent=False, digits=2),
+        Metric("gold_recall", "Gold in the action space"),
+        Metric("best_recall", "Truly best in the action space"),
+        Metric("best_within", "Regret within the action space", lower_is_better=True, percent=False, digits=3),
+        Metric("stability", "Stability", quality=False),
+        Metric("requests", "Requests", lower_is_better=True, percent=False, quality=False),
+        Metric("tokens", "Tokens", lower_is_better=True, percent=False, quality=False, digits=0),
+        Metric("cost_usd", "Cost (USD)", lower_is_better=True, percent=False, quality=False, digits=4),
+        Metric("tool_calls", "Tool calls", lower_is_better=True, percent=False, quality=False),
+        Metric("simulations", "Simulations", lower_is_better=True, percent=False, quality=False),
+        Metric("seconds", "Seconds", lower_is_better=True, percent=False, quality=False),
+    )
+}
+_OF_SCORE = ("f1", "jaccard", "precision", "recall", "exact", "drug_f1", "embolic_f1", "class_f1", "dose_within")
+_OF_USAGE = ("requests", "tokens", "cost_usd", "tool_calls", "simulations", "seconds")
+_OF_SPACE = ("gold_recall", "best_recall", "best_within")
+
+
+def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, *, own: bool) -> float | None:
+    """One metric of one entry; None where it does not exist for it.
+
+    Args:
+        row: The case.
+        entry: A contestant's entry in it.
+        metric: Name in `METRICS`, ``stability`` apart, which belongs to all epochs of a case (`per_case`).
+        variant: Gold variant.
+        own: The entry is the agent's: effort and action space are known of it only.
+    """
+    if metric in _OF_SCORE:
+        score = entry.scores.get(variant)
+        value = None if score is None else getattr(score, metric)
+        return None if value is None else float(value)
+    if metric in ("regret", "regret_of_random", "win_vs_given"):
+        if entry.regret is None:
+            return None
+        field = {"regret": "of_range", "regret_of_random": "of_random", "win_vs_given": "win_vs_given"}[metric]
+        value = getattr(entry.regret, field)
+        return None if value is None else float(value)
+    if metric == "violations":
+        return float(entry.violations.count) if entry.violations is not None else 0.0
+    if metric in _OF_SPACE:
+        if not own or row.space is None:
+            return None
+        return row.space.gold_recall.get(variant) if metric == "gold_recall" else getattr(row.space, metric)
+    if metric in _OF_USAGE:
+        value = getattr(row.usage, metric) if own else None
+        return None if value is None else float(value)
+    raise KeyError(metric)
+
+
+def per_case(run: EvalRun, who: str, metric: str, variant: str) -> dict[str, float]:
+    """Case id -> value, averaged over the epochs of a case; cases without a value are left out."""
+    by_case: dict[str, list[tuple[CaseRow, Entry]]] = {}
+    for row, entry in run.entries(who, variant):
+        by_case.setdefault(row.case_id, []).append((row, entry))
+    values: dict[str, float] = {}
+    for case_id, found in by_case.items():
+        if metric == "stability":
+            agreement = stability([entry.protocol for _, entry in found])
+            numbers = [] if agreement is None else [agreement]
+        else:
+            several = (metric_value(row, entry, metric, variant, own=who == "own") for row, entry in found)
+            numbers = [number for number in several if number is not None]
+        if numbers:
+            values[case_id] = sum(numbers) / len(numbers)
+    return values

@@ -1,0 +1,1 @@
+"""Reports of an evaluation: Markdown, and self-contained HTML pages that load nothing from outside."""

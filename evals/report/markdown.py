@@ -1,0 +1,43 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+from evals.report.calibration import calibration_text
+from evals.report.summary import Summary, run_facts
+from evals.report.survival import survival_text
+from evals.report.tables import Table, all_tables
+
+
+def report_markdown(summary: Summary) -> str:
+    """The whole report."""
+    parts = [f"# Evaluation: {summary.label} on {summary.spec.dataset}", ""]
+    parts += [f"- {label}: {value}" for label, value in run_facts(summary)]
+    if summary.notes:
+        parts += ["", *(f"> {note}" for note in summary.notes)]
+    for table in all_tables(summary):
+        parts += ["", *table_markdown(table)]
+    if summary.calibration is not None:
+        parts += ["", "## Calibration of the simulated risk", "", calibration_text(summary.calibration)]
+    if summary.survival is not None:
+        parts += ["", "## Survival by simulated risk", "", survival_text(summary.survival)]
+    return "\n".join(parts) + "\n"
+
+
+def table_markdown(table: Table) -> list[str]:
+    """One table with its heading."""
+    lines = [f"## {table.title}", "", f"{table.lead[:1].upper()}{table.lead[1:]}.", ""]
+    lines.append("| " + " | ".join(map(_cell, table.columns)) + " |")
+    lines.append("|" + "---|" * len(table.columns))
+    for row in table.rows:
+        cells = [_cell(cell) for cell in row.cells]
+        if row.link:
+            cells[0] = f"[{cells[0]}]({row.link})"
+        lines.append("| " + " | ".join(cells) + " |")
+    if table.note:
+        lines += ["", table.note]
+    return lines
+
+
+def _cell(text: str) -> str:
+    # protocol keys hold a bar, which would end the cell
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from agent.cli.train import DATA, ORDER, _train, _trained_on
+from models.case import Case, ImageMeta, write_case
+from models.collection.splits import split_of
+from models.errors import InputError
+from models.networks.preset import Preset
+from models.phantom.pool import write_pool
+from models.registration_file import register_case
+from tests.models.scan_pair import Motion, make_pair
+from tests.models.training.conftest import shrink
+
+NAME = next(name for name in (f"A{n}" for n in range(99)) if split_of(name) == "train")
+
+
+def mewm_train(*arguments: object) -> Result:
+    return CliRunner().invoke(_train, [str(a) for a in arguments], terminal_width=100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One registered case in `cases`, what it was given in `given.csv`, and a phantom pool in `pool`."""
+    folder = tmp_path_factory.mktemp("training")
+    pair = make_pair(Motion(shift=(10.0, -6.0, 8.0)))
+    images = {
+        ImageMeta("pre", "pre", "arterial"): pair.fixed,
+        ImageMeta("after", "follow_up", "arterial", 30): pair.moving,
+    }
+    register_case(write_case(folder / "cases" / NAME, NAME, "real", "A test.", images, pair.fixed_labels))
+    (folder / "given.csv").write_text(f"case_id,protocol,months,died\n{NAME},Doxorubicin + Lipiodol,,\n")
+    write_pool(8, 2, 0, folder / "pool", workers=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = shrink(Preset.load("small")).model_dump()
+    content.update(size=64)
+    preset = Preset.model_validate(content)
+    monkeypatch.setattr(Preset, "load", lambda name: preset)
+
+
+def test_real_cases_are_mixed_with_phantoms(folder: Path, tmp_path: Path) -> None:
+    options = ("--data", folder / "cases", "--given", folder / "given.csv", "--mix", f"{folder / 'pool'}:3")
+    done = mewm_train("autoencoder", *options, "--out", tmp_path / "run", "--steps", 1)
+    assert done.exit_code == 0, done.output
+    assert "mixed, 3 phantoms drawn for one real cube" in done.output
+    assert json.loads((tmp_path / "run" / "autoencoder" / DATA).read_text())["origin"] == "mixed"
+    refused = mewm_train("survival", *options, "--out", tmp_path / "run", "--steps", 1)
+    assert isinstance(refused.exception, InputError)
+    assert f"no outcome: {NAME}" in str(refused.exception)
+    alone = mewm_train("autoencoder", *options[:4], "--out", tmp_path / "other", "--steps", 1)
+    assert "validation split" in str(alone.exception)
+    pool = mewm_train("autoencoder", "--data", folder / "pool", *options[2:4], "--out", tmp_path / "p", "--steps", 1)
+    assert "is a phantom pool" in str(pool.exception)
+    assert Case.load(folder / "cases" / NAME).case_id == NAME
+
+
+def test_an_export_says_what_the_networks_were_trained_on(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--data"):
+        _trained_on(tmp_path, None)
+    assert _trained_on(tmp_path, folder / "pool")[1] == "synthetic"
+    for name in ORDER:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / DATA).write_text(json.dumps({"data_hash": "ab", "origin": "synthetic"}))
+    assert _trained_on(tmp_path, None) == ("ab", "synthetic")
+    (tmp_path / "denoiser" / DATA).write_text(json.dumps({"data_hash": "cd", "origin": "real"}))
+    assert _trained_on(tmp_path, None) == ("ab cd", "mixed")

@@ -1,0 +1,258 @@
+"""`mewm eval` as people call it: own gold, language models over real HTTP, real table, a synthetic patient, studies."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import openpyxl
+import pytest
+from typer.testing import CliRunner
+
+from agent.cli.main import app
+from evals.cli import GATE
+from evals.datasets import NAMES
+from evals.report.summary import Summary
+from evals.results import read_run
+from models.formulary import Formulary
+from prompts.loader import prompt_root
+from tests.agent.fake_tools import make_case
+from tests.agent.llm_script import choices, outside_fences, script, unknown, write_backends
+from tests.agent.loopback import LoopbackServer, error
+
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+GOLD = ("Cisplatin | Lipiodol", "Cisplatin | Lipiodol", "Cisplatin | Lipiodol", "Epirubicin | Lipiodol")
+FEATURES = ("size", "number", "location", "enhancement", "necrosis", "capsule", "portal_vein", "shunt", "burden",
+            "liver_function")  # fmt: skip
+OBSERVATION = {"features": [unknown(name) for name in FEATURES], "summary": "Nothing is evaluable."}
+MARK = "Think of anthracyclines first."
+
+
+def mewm(*arguments, code=0):
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["eval", *map(str, arguments)])
+    assert result.exit_code == code, (result.output, result.stderr, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """Four small cases with gold."""
+    root = tmp_path_factory.mktemp("own")
+    lines = []
+    for index, gold in enumerate(GOLD):
+        make_case(root / f"case-{index}", f"patient-{index}")
+        lines.append(json.dumps({"case_id": f"patient-{index}", "gold": gold, "case": f"case-{index}"}))
+    (root / "own.jsonl").write_text("\n".join(lines))
+    return root / "own.jsonl"
+
+
+@pytest.fixture
+def two_prompt_sets(tmp_path) -> tuple[Path, Path]:
+    """The shipped set, and a copy that asks otherwise."""
+    folders = []
+    for name in ("plain", "marked"):
+        folder = tmp_path / "sets" / name
+        shutil.copytree(prompt_root() / "mewm", folder)
+        for file in folder.glob("*.md"):
+            text = file.read_text().replace("id: mewm-", f"id: {name}-")
+            if name == "marked" and file.name == "propose.md":
+                text = text.replace("<!-- user -->", f"{MARK}\n<!-- user -->", 1)
+            file.write_text(text)
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+def proposal(request):
+    """One drug or the other as the prompt says; the paper's prompts get an answer of their own."""
+    asked = outside_fences(request.text)
+    drug = "Raltitrexed" if "radiation oncologist" in asked else "Epirubicin" if MARK in asked else "Cisplatin"
+    return {"drugs": choices(drug), "embolics": choices("Lipiodol"), "reserve_drugs": [], "reserve_embolics": []}
+
+
+def run_with(server, own, folder, cache, *more, prompts=None, code=0):
+    asked = ["--prompts", prompts] if prompts else []
+    return mewm("run", "own", "--data", own, "--stage", "propose", "--backend", "mine", "--baselines", "none",
+                "--out", folder, "--cache", cache, "--json", *asked, *more, code=code)  # fmt: skip
+
+
+def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt_sets, tmp_path, monkeypatch):
+    with LoopbackServer(script(Observation=OBSERVATION, Proposal=proposal)) as server:
+        monkeypatch.setenv("MEWM_BACKENDS", str(write_backends(tmp_path / "mine.yaml", {"mine": server.entry()})))
+        plain, marked = two_prompt_sets
+        cache = tmp_path / "answers.sqlite"
+        first = Summary.model_validate_json(run_with(server, own, tmp_path / "a", cache, prompts=plain).stdout)
+        other = Summary.model_validate_json(run_with(server, own, tmp_path / "b", cache, prompts=marked).stdout)
+        sent = len(server.requests)
+        # The same questions again, in a new folder: not one request, the same figures.
+        again = Summary.model_validate_json(run_with(server, own, tmp_path / "again", cache, prompts=plain).stdout)
+        assert len(server.requests) == sent
+    assert first.statuses == other.statuses == {"answered": 4}, [case.why for case in other.cases]
+    f1 = first.boards[0].line("own").figures["f1"]
+    assert f1.mean == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert again.boards[0].line("own").figures["f1"] == f1
+    assert [case.tokens for case in again.cases] == [case.tokens for case in first.cases]
+    assert again.boards[0].line("own").figures["requests"].mean == 0.0
+    assert 1.0 <= first.boards[0].line("own").figures["requests"].mean <= 3.0  # cases that look alike share answers
+    cost = first.boards[0].line("own").figures["cost_usd"]
+    assert cost.mean > 0
+    # The model alone, with the paper's prompts: Raltitrexed | Lipiodol, half of every gold.
+    assert first.boards[0].line("alone").figures["f1"].mean == pytest.approx(0.5)
+
+    found = json.loads(mewm("compare", tmp_path / "a", tmp_path / "b", "--json").stdout)
+    difference = next(d for d in found["differences"] if d["metric"] == "f1")
+    # By hand: three cases lose half, one gains half. Of 16 sign patterns 10 have a mean as far from 0.
+    assert difference["mean"] == pytest.approx(-0.25)
+    assert difference["p"] == pytest.approx(10 / 16)
+    assert (difference["wins"], difference["ties"], difference["losses"]) == (1, 0, 3)
+    assert any(text.startswith("prompts ") for text in found["settings"])
+
+    failed = mewm("compare", tmp_path / "a", tmp_path / "b", "--fail-below", "F1=-0.02", code=GATE)
+    assert "F1: B is worse by 0.2500" in failed.stderr
+    mewm("compare", tmp_path / "a", tmp_path / "b", "--fail-below", "F1=-0.3")
+    mewm("compare", tmp_path / "b", tmp_path / "a", "--fail-below", "F1=0.2")
+
+
+def test_a_backend_that_is_down_gives_empty_answers_and_the_fallback_beside_them(own, tmp_path, monkeypatch):
+    with LoopbackServer(lambda _: error(500)) as server:
+        monkeypatch.setenv("MEWM_BACKENDS", str(write_backends(tmp_path / "mine.yaml", {"mine": server.entry()})))
+        result = run_with(server, own, tmp_path / "run", tmp_path / "cache", "--limit", 2)
+    summary = Summary.model_validate_json(result.stdout)
+    assert summary.statuses == {"degraded": 2}
+    own_line, fallback = (summary.boards[0].line(who) for who in ("own", "fallback"))
+    assert own_line.figures["f1"].mean == 0.0
+    assert fallback.figures["f1"].mean > 0.0
+    assert summary.boards[0].line("alone").empty == 2
+    assert "counted as no answer" in " ".join(summary.notes)
+
+
+@pytest.fixture(scope="module")
+def evaluated(own, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "runs" / "first"
+    result = mewm("run", "own", "--data", own, "--stage", "propose", "--out", folder, "--baselines", "random,rules")
+    assert "Leaderboard, gold: gold (4 cases)" in result.stdout
+    assert "random allowed protocol" in result.stdout
+    assert "not run" in result.stdout
+    return folder
+
+
+def test_an_evaluation_is_listed_reported_resumed_and_bundled(evaluated, tmp_path):
+    listed = json.loads(mewm("list", evaluated.parent, "--json").stdout)
+    assert tuple(listed["datasets"]) == NAMES
+    assert [(e["folder"], e["answers"], e["dataset"]) for e in listed["evaluations"]] == [(str(evaluated), 4, "own")]
+    assert str(evaluated) in mewm("list", evaluated.parent).stdout.replace("\n", "")
+    data = json.loads(mewm("report", evaluated, "--json").stdout)
+    assert data["n_cases"] == 4
+    assert data["statuses"] == {"answered": 4}
+    assert (evaluated / "card.md").read_text().startswith("# Data card: own")
+    before = {p: p.stat().st_mtime_ns for p in evaluated.glob("cases/*/*/answer.json")}
+    resumed = mewm("resume", evaluated)
+    assert "4 answers were there already." in resumed.stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    mewm("bundle", evaluated, "--out", tmp_path / "bundle")
+    assert {"index.html", "report.html", "report.md"} <= {p.name for p in (tmp_path / "bundle").iterdir()}
+    page = (tmp_path / "bundle" / "index.html").read_text()
+    assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=[\"'](?:https?:)?//", page)
+    mewm("bundle", evaluated, "--out", tmp_path / "bundle", code=2)
+
+
+def test_the_same_command_goes_on_and_another_one_is_refused(own, evaluated):
+    same = mewm("run", "own", "--data", own, "--stage", "propose", "--out", evaluated, "--baselines", "random,rules")
+    assert "4 answers were there already." in same.stderr
+    other = mewm("run", "own", "--data", own, "--stage", "propose", "--out", evaluated, "--seed", 1, code=4)
+    assert "under other conditions" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "nothing"], 2, "There is no dataset 'nothing'"),
+        (["run", "hcc-tace-seg"], 2, "needs its clinical table"),
+        (["run", "phantom", "--prompts", "mewm"], 2, "The embedded policy reads no prompts"),
+        (["run", "phantom", "--backend", "nobody", "--stage", "propose", "--limit", "1"], 2, "no backend 'nobody'"),
+        (["run", "phantom", "--baselines", "magic"], 2, "There is no baseline 'magic'"),
+        (["run", "phantom", "--drug-horizon", "5"], 2, "drug_horizon of phantom is at most 3, got 5"),
+        (["resume", "nowhere"], 4, "There is no evaluation in nowhere"),
+        (["report", "nowhere"], 4, "There is no evaluation in nowhere"),
+        (["compare", "nowhere", "nowhere"], 4, "There is no evaluation in nowhere"),
+        (["compare", "a", "b", "--fail-below", "F9=1"], 2, "There is no metric 'F9'"),
+        (["table", "--weights-without", "magic=x"], 2, "takes contrastive=FOLDER or attenuation=FOLDER"),
+        (["turing", "score", "nowhere", "x.csv"], 2, "There is no key at nowhere"),
+        (["reader", "score", "nowhere", "x.csv"], 2, "There is no key at nowhere"),
+    ],
+)
+def test_what_can_not_be_used_is_one_sentence(tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    result = mewm(*arguments, code=code)
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_that_is_not_there_is_refused(evaluated):
+    result = mewm("compare", f"{evaluated}@magic", evaluated, code=2)
+    assert "has no line 'magic'; it has own, random, rules" in result.stderr.replace("\n", " ")
+    mewm("compare", f"{evaluated}@random", evaluated)
+
+
+def test_the_real_table_is_scored_on_every_row_with_all_gold_variants(real_data, tmp_path):
+    table = real_data / "clinical" / "HCC-TACE-Seg_clinical_data-V2.dev.xlsx"
+    result = mewm("run", "hcc-tace-seg", "--clinical", table, "--stage", "propose", "--out", tmp_path / "run",
+                  "--baselines", "constant", "--json")  # fmt: skip
+    summary = Summary.model_validate_json(result.stdout)
+    # Counted here from the sheet itself: rows, and rows whose regimen is neither empty nor NA.
+    book = openpyxl.load_workbook(table, read_only=True, data_only=True)
+    sheet = book.worksheets[0]
+    rows = list(sheet.iter_rows(values_only=True))
+    column = next(i for i, name in enumerate(rows[0]) if str(name).strip().lower() == "chemotherapy")
+    regimens = [str(row[column]).strip() for row in rows[1:] if row[0]]
+    book.close()
+    given = [text for text in regimens if text not in ("NA", "None", "")]
+    assert (len(regimens), len(given)) == (70, 57)
+    assert summary.n_cases == 57
+    assert sorted(board.variant for board in summary.boards) == ["ctace_lipiodol", "paper_style", "raw"]
+    # One fixed answer, scored by hand on the words of the sheet.
+    drugs = {"cisp": "Cisplatin", "doxo": "Doxorubicin", "mito": "Mitomycin"}
+    answer = {*drugs.values(), "Lipiodol"}
+    f1 = []
+    for text in given:
+        gold = {name for stem, name in drugs.items() if stem in text.lower()} | {"Lipiodol"}
+        gold |= {"Drug-eluting beads"} if re.search(r"bead|lc", text.lower()) else set()
+        f1.append(2 * len(answer & gold) / (len(answer) + len(gold)))
+    run = read_run(tmp_path / "run")
+    by_case = {row.case_id: row.gold["paper_style"] for row in run.rows}
+    ours = [2 * len(answer & set(gold.items)) / (len(answer) + len(gold.items)) for gold in by_case.values()]
+    assert sum(ours) / 57 == pytest.approx(sum(f1) / 57)
+    constant = summary.boards[0].line("constant")
+    assert constant.n == 57
+    assert constant.figures["f1"].low < constant.figures["f1"].mean < constant.figures["f1"].high
+    assert {e.protocol for _, e in run.entries("own", "raw")} != {None}
+    assert all(set(row.gold["raw"].items) <= {i.name for i in Formulary.load("hcc_tace_seg").items} for row in run.rows)
+
+
+def test_cases_without_images_are_scored_before_a_simulation_and_left_out_of_plans(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(json.dumps({"case_id": f"p{i}", "gold": "Cisplatin | Lipiodol"}) for i in range(3)))
+    found = mewm("run", "own", "--data", file, "--out", tmp_path / "plan", code=2)
+    assert "No case of own has an image to plan on" in found.stderr
+    assert not (tmp_path / "plan").exists()
+    mewm("run", "own", "--data", file, "--out", tmp_path / "propose", "--stage", "propose", "--baselines", "none")
+    assert len(read_run(tmp_path / "propose").rows) == 3
+
+
+def test_a_synthetic_patient_is_planned_on_the_shipped_weights(tmp_path):
+    """One case end to end, as small as it gets."""
+    small = ["--beams", 1, "--replicas", 1, "--drugs", 2, "--embolics", 1, "--drug-horizon", 1, "--embolic-horizon", 1,
+             "--steps", 2, "--budget", 40]  # fmt: skip
+    mewm("run", "phantom", "--limit", 1, "--out", tmp_path / "run", "--baselines", "random,rules", *small)
+    run = read_run(tmp_path / "run")
+    (row,) = run.rows
+    assert row.status == "answered"
+    assert 0.0 <= row.space.best_within <= row.own.regret.of_range <= 1.0
+    assert row.given is not None
+    assert row.survival is not None
+    assert row.usage.simulations > 0
+    assert run.spec.conditions["weights_hash"]
+    assert not list((tmp_path / "run" / "cases").glob("*/case"))  # scans of a finished synthetic case are removed
+    assert "Synthetic patients" in (tmp_path / "run" / "report.md").read_text()

@@ -1,0 +1,200 @@
+"""Reports: figures against the rows, Markdown and a page that loads nothing from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from evals.metrics import micro_f1
+from evals.report.calibration import calibration_of
+from evals.report.charts import Curve, Mark, calibration_svg, interval_svg, scatter_svg, strip_svg, survival_svg
+from evals.report.markdown import report_markdown
+from evals.report.page import report_html, report_json, write_reports
+from evals.report.summary import Summary, summarise
+from evals.report.survival import survival_panel
+from evals.report.tables import all_tables
+from evals.results import NodeUse, SimulatedRisk, Survival, Usage
+from models.errors import InputError
+from tests.evals.fake_dataset import SPACE
+from tests.evals.test_compare import GOLD, HALF, RIGHT, WRONG, entry, row, run_of
+
+USE = Usage(
+    seconds=3.0, requests=2, input_tokens=100, output_tokens=20, cost_usd=0.02, tool_calls=4, simulations=28,
+    by_node={"propose": NodeUse(seconds=1.0, requests=2, input_tokens=100, output_tokens=20),
+             "simulate": NodeUse(seconds=2.0, tool_calls=4, simulations=28)},
+)  # fmt: skip
+
+
+@pytest.fixture
+def run():
+    answers = [RIGHT, HALF, WRONG, None, HALF]
+    return run_of(
+        row(str(i), said, regret=0.2 * i, usage=USE, trace=f"cases/{i}/1/run/trace.jsonl")
+        for i, said in enumerate(answers)
+    )
+
+
+@pytest.fixture
+def summary(run) -> Summary:
+    return summarise([run], draws=300)
+
+
+def test_the_leaderboard_is_the_mean_over_cases_with_every_contestant(run, summary):
+    board = summary.boards[0]
+    own, constant = board.line("own"), board.line("constant")
+    assert own.figures["f1"].mean == pytest.approx(np.mean([1.0, 0.8, 0.0, 0.0, 0.8]))
+    assert own.figures["regret"].mean == pytest.approx(0.4)
+    assert own.figures["f1"].low < own.figures["f1"].mean < own.figures["f1"].high
+    assert (own.n, own.empty) == (5, 1)
+    assert own.micro_f1 == pytest.approx(micro_f1([(r.own.protocol, GOLD) for r in run.rows], SPACE.formulary))
+    assert constant.figures["f1"].mean == pytest.approx(0.8)
+    assert board.line("alone").not_run.startswith("no endpoint")
+    # The baseline learned one variant only and is not in the other's table.
+    assert summary.boards[1].variant == "oil"
+    assert summary.boards[1].line("constant").n == 0
+
+
+def test_confusion_by_agent_and_effort_by_node(summary):
+    counts = {item.item: item for item in summary.items["raw"]}
+    assert (counts["Cisplatin"].true_positive, counts["Cisplatin"].false_negative) == (3, 2)
+    assert (counts["Doxorubicin"].true_positive, counts["Doxorubicin"].false_negative) == (1, 4)
+    assert (counts["Mitomycin"].false_positive, counts["Mitomycin"].true_negative) == (1, 4)
+    assert summary.by_node["simulate"].simulations == 28
+    assert summary.by_node["propose"].input_tokens == 100
+    text = "\n".join(" | ".join(r.cells) for table in all_tables(summary) for r in table.rows)
+    assert "of it propose | 2.0 | 120 |  | 0.0 | 0.0 | 1.0" in text
+
+
+def test_the_lead_is_compared_with_every_line_pairwise(summary):
+    found = {(v.label, v.metric): v for v in summary.versus}
+    f1 = found["constant", "f1"]
+    assert f1.mean == pytest.approx(np.mean([0.2, 0.0, -0.8, -0.8, 0.0]))
+    assert (f1.wins, f1.ties, f1.losses, f1.n) == (1, 2, 2, 5)
+    assert found["constant", "regret"].mean == pytest.approx(0.4 - 0.5)
+
+
+def test_a_second_run_is_a_line_of_its_own_and_runs_on_other_data_are_refused(run):
+    other = run_of([row(str(i), RIGHT, regret=0.0) for i in range(5)], name="other", prompts="p2")
+    summary = summarise([run, other], draws=300, not_run={"without X": "no weights"})
+    labels = [line.label for line in summary.boards[0].lines]
+    assert labels[0] == "MeWM planner (guideline)"
+    assert "MeWM planner (guideline) [other]" in labels
+    assert summary.boards[0].line("run2").figures["f1"].mean == 1.0
+    assert summary.boards[0].line("without X").not_run == "no weights"
+    assert any(v.label.endswith("[other]") and v.mean < 0 for v in summary.versus)
+    with pytest.raises(InputError, match="can't be compared: dataset is"):
+        summarise([run, run_of([row("0", RIGHT)], dataset="phantom")])
+    with pytest.raises(InputError, match="has no finished case yet"):
+        summarise([run_of([])])
+
+
+def test_markdown_and_json_hold_the_same_figures(summary):
+    text = report_markdown(summary)
+    assert "| MeWM planner (guideline) | 5 | 52.0 [" in text
+    assert "not run: no endpoint is configured" in text
+    assert "as published, other split" in text
+    assert "64.08" in text
+    assert "[0](cases/0/1/run/trace.jsonl)" in text
+    assert "Synthetic patients: no figure here" in text
+    for line in text.splitlines():
+        if line.startswith("|") and "---" not in line:
+            assert line.count("|") - line.count("\\|") >= 3
+    data = json.loads(report_json(summary))
+    assert data["boards"][0]["lines"][0]["figures"]["f1"]["mean"] == pytest.approx(0.52)
+    assert Summary.model_validate(data) == summary
+
+
+def test_the_page_loads_nothing_and_is_drawn(summary, tmp_path):
+    html = report_html(summary)
+    assert "default-src 'none'" in html
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?:https?:)?//", html)
+    assert not re.search(r"<(?:script|link|iframe|object|embed)\b", html)
+    assert not re.search(r"url\((?!['\"]?data:)", html)
+    assert html.count('<svg class="chart"') >= 4
+    assert 'href="cases/0/1/run/trace.jsonl"' in html
+    for svg in re.findall(r"<svg.*?</svg>", html, re.S):
+        ElementTree.fromstring(svg)
+
+
+def test_what_data_brings_in_is_escaped():
+    evil = run_of([row("<script>alert(1)</script>", RIGHT, why="a & b <img>"), row("2", HALF)])
+    html = report_html(summarise([evil], draws=100))
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "<img>" not in html
+
+
+def test_reports_are_written_beside_the_lead_and_link_to_its_traces(run, tmp_path):
+    lead = run_of(run.rows, name=str(tmp_path / "lead"))
+    (tmp_path / "lead").mkdir()
+    (tmp_path / "table").mkdir()
+    write_reports([lead])
+    assert {p.name for p in (tmp_path / "lead").iterdir()} == {"report.md", "report.html", "report.json"}
+    write_reports([lead], tmp_path / "table")
+    assert "(../lead/cases/0/1/run/trace.jsonl)" in (tmp_path / "table" / "report.md").read_text()
+
+
+def test_calibration_is_the_slope_within_cases_by_hand():
+    """Two cases whose true risk is half the simulated one, with other offsets: slope 0.5, rank 1."""
+    rows = [
+        row(str(case), RIGHT, risks=tuple(
+            SimulatedRisk(protocol=f"P{k} | X", simulated=float(k) + 10 * case, se=None, true=0.5 * k - 3 * case)
+            for k in range(4)
+        ))
+        for case in range(2)
+    ]  # fmt: skip
+    found = calibration_of(run_of(rows), draws=200)
+    assert found.slope == pytest.approx(0.5)
+    assert (found.slope_low, found.slope_high) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.rank == pytest.approx(1.0)
+    assert (found.cases, len(found.pairs)) == (2, 8)
+    assert calibration_of(run_of([row("1", RIGHT)])) is None
+
+
+def test_the_survival_panel_splits_at_the_median_simulated_risk():
+    """Risk orders death times perfectly: c-index 1, the high-risk curve below the other."""
+
+    def patient(i):
+        risks = (SimulatedRisk(protocol=HALF.key, simulated=float(i), se=None),)
+        return row(str(i), RIGHT, given=HALF, risks=risks, survival=Survival(months=40.0 - 3 * i, died=True))
+
+    panel = survival_panel(run_of([patient(i) for i in range(10)]))
+    assert panel.scores.harrell.mean == 1.0
+    assert panel.given_assessed == 10
+    assert (panel.lower.at_risk, panel.higher.at_risk) == (5, 5)
+    assert max(panel.higher.months) < min(panel.lower.months)
+    assert survival_panel(run_of([patient(i) for i in range(5)])) is None
+
+
+def test_empty_charts_are_empty_and_drawn_ones_are_well_formed():
+    assert interval_svg([], "x") == strip_svg({}, "x", "") == scatter_svg([], "x", "y") == survival_svg([]) == ""
+    assert calibration_svg([], "x", "y") == ""
+    drawn = [
+        interval_svg([Mark("a & b", 1.0), Mark("c", 2.0, 1.5, 2.5, lead=True)], "F1 %"),
+        strip_svg({"a": [0.1, 0.9], "b": []}, "regret", "a"),
+        scatter_svg([("a", 0.0, 0.5, True), ("b", 0.0, 0.5, False)], "seconds", "F1"),
+        survival_svg([Curve("a", (1.0, 2.0), (0.8, 0.5), (0.7, 0.4), (0.9, 0.6), 5)]),
+        calibration_svg([(0.0, 0.1), (1.0, 0.9)], "simulated", "true"),
+    ]
+    for svg in drawn:
+        ElementTree.fromstring(svg)
+        assert not re.search(r"\bnan\b|\binf\b", svg)
+
+
+@pytest.mark.parametrize("name", ["report.html.j2", "turing.html.j2", "reader.html.j2"])
+def test_no_template_names_anything_outside(name):
+    text = (Path(__file__).resolve().parents[2] / "evals" / "report" / name).read_text()
+    assert "default-src 'none'" in text
+    assert not re.search(r"(?:https?:)?//(?!\s)[a-z0-9.-]+\.[a-z]{2,}", text)
+
+
+def test_a_fallback_line_appears_where_a_plan_was_degraded():
+    rows = [row("1", None, status="degraded", fallback=entry(RIGHT)), row("2", HALF)]
+    board = summarise([run_of(rows)], draws=100).boards[0]
+    assert board.line("own").figures["f1"].mean == pytest.approx(0.4)
+    assert board.line("fallback").figures["f1"].mean == pytest.approx(0.9)

@@ -1,0 +1,416 @@
+"""The runner: broken agents land where theory says, a killed run goes on, limits, failures, scripted policies."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.guideline import GuidelinePolicy
+from agent.nodes import RunStopped
+from agent.policy import Choice, Proposal, Provenance
+from agent.trace import read_trace
+from evals.compare import Side, compare
+from evals.report.summary import summarise
+from evals.results import (
+    ANSWER,
+    CASES,
+    SPEC_FILE,
+    Answer,
+    BaselineAnswer,
+    BaselineAnswers,
+    Limits,
+    read_run,
+)
+from evals.runner import run_evaluation
+from evals.solver import CaseJob, PlannerAgent, shared, usage_of
+from models.errors import CaseError, RunError
+from models.protocol import Protocol
+from tests.agent.fake_tools import FakeWorld, fake_services
+from tests.evals.fake_dataset import SETTINGS, SPACE, FakeCase, Says, dataset, protocol, spec
+
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+ROOT = Path(__file__).resolve().parents[2]
+CONSTANT = protocol(["Doxorubicin"], ["Lipiodol"])
+EVERYTHING = protocol([i.name for i in SPACE.formulary.drugs], [i.name for i in SPACE.formulary.embolics])
+FORBIDDEN = protocol(["Cisplatin"], [])  # no embolic: outside the horizons and blocked as a finished protocol
+
+
+def baselines(case: FakeCase) -> BaselineAnswers:
+    said = dict.fromkeys(case.gold, CONSTANT)
+    return BaselineAnswers(answers={"constant": BaselineAnswer(label="constant", protocols=said)}, not_run={})
+
+
+def evaluate(folder, agent, data=None, **options):
+    data = data or dataset(4)
+    changes = {k: options.pop(k) for k in ("epochs", "stage", "limits", "settings", "backend") if k in options}
+    return run_evaluation(folder, spec(data, **changes), data, agent, baselines, **options)
+
+
+def worlds(log: Path, policy=None, **options):
+    """Services over a scripted world, each case with a log of its own."""
+
+    def make(run, facts, stop):
+        world = FakeWorld(log / f"{facts.case_id}.log", **options)
+        return fake_services(world, policy)(run, facts, stop)
+
+    log.mkdir(parents=True, exist_ok=True)
+    return make
+
+
+# ---------------------------------------------------------------------------------------------- broken agents
+def test_an_agent_that_says_nothing_scores_zero_and_the_worst_regret(folder):
+    run = evaluate(folder, Says(None))
+    for row in run.rows:
+        for score in row.own.scores.values():
+            assert (score.f1, score.jaccard, score.precision, score.recall, score.exact) == (0, 0, 0, 0, False)
+            assert score.invalid
+        assert row.own.regret.of_range == 1.0
+        assert row.own.violations is None
+        assert row.status == "blocked"
+    line = summarise([run], draws=200).boards[0].line("own")
+    assert line.empty == line.n == 4
+    assert line.figures["f1"].mean == line.figures["f1"].high == 0.0
+    assert line.micro_f1 == 0.0
+
+
+def test_an_agent_that_says_everything_has_full_recall_and_the_precision_of_chance(folder):
+    run = evaluate(folder, Says(EVERYTHING))
+    items = len(EVERYTHING.items)
+    for row in run.rows:
+        gold = len(row.gold["best"].items)
+        score = row.own.scores["best"]
+        assert score.recall == 1.0
+        assert score.precision == pytest.approx(gold / items)
+        assert score.f1 == pytest.approx(2 * gold / (gold + items))
+        assert score.jaccard == pytest.approx(gold / items)
+        table = FakeCase(row.case_id).truth
+        assert row.own.regret.allowed
+        assert row.own.regret.of_range == pytest.approx(table.regret(EVERYTHING))
+        assert row.own.regret.true_risk == pytest.approx(table.log_hazard[table.protocols.index(EVERYTHING)])
+
+
+def test_a_constant_agent_equals_the_constant_baseline_in_every_figure(folder):
+    run = evaluate(folder, Says(CONSTANT))
+    for row in run.rows:
+        by_hand = len(set(CONSTANT.items) & set(row.gold["best"].items))
+        assert row.own.scores["best"].f1 == pytest.approx(2 * by_hand / (2 + len(row.gold["best"].items)))
+        table = FakeCase(row.case_id).truth
+        risks = dict(zip(table.protocols, table.log_hazard, strict=True))
+        share = (risks[CONSTANT] - min(risks.values())) / (max(risks.values()) - min(risks.values()))
+        assert row.own.regret.of_range == pytest.approx(share)
+    found = compare(Side(run, "constant"), Side(run, "own"), draws=200)
+    assert {d.mean for d in found.differences} == {0.0}
+    assert {d.p for d in found.differences} == {1.0}
+    summary = summarise([run], draws=200)
+    assert summary.boards[0].line("own").figures["f1"] == summary.boards[0].line("constant").figures["f1"]
+
+
+def test_an_agent_that_says_what_the_rules_forbid_is_counted_and_gains_nothing_by_it(folder):
+    run = evaluate(folder, Says(FORBIDDEN))
+    for row in run.rows:
+        assert row.own.violations.count >= 1
+        assert row.own.regret.of_range == 1.0
+        assert row.own.regret.win_vs_given == 0.0
+    line = summarise([run], draws=200).boards[0].line("own")
+    assert line.figures["violations"].mean >= 1.0
+
+
+def test_a_degraded_plan_is_empty_and_its_fallback_stands_beside_it(folder):
+    class Degraded(Says):
+        def __call__(self, job):
+            found = super().__call__(job)
+            return found.model_copy(update={"status": "degraded", "why": "the backend is down"})
+
+    run = evaluate(folder, Degraded(CONSTANT))
+    summary = summarise([run], draws=200)
+    own, fallback, constant = (summary.boards[0].line(who) for who in ("own", "fallback", "constant"))
+    assert own.figures["f1"].mean == 0.0
+    assert own.empty == 4
+    assert fallback.figures["f1"] == constant.figures["f1"]
+    assert summary.cases[0].protocol == "none"
+    assert summary.cases[0].fallback == CONSTANT.key
+
+
+# ------------------------------------------------------------------------------------- the planner as the agent
+def test_the_planner_is_evaluated_on_one_engine_case_by_case(tmp_path, folder):
+    agent = PlannerAgent(SETTINGS, shared(worlds(tmp_path / "logs")))
+    run = evaluate(folder, agent, parallel=3)
+    assert [row.case_id for row in run.rows] == ["case-1", "case-2", "case-3", "case-4"]
+    for row in run.rows:
+        assert row.status == "answered"
+        assert row.own.protocol.drugs
+        assert row.own.protocol.embolics
+        simulated = (tmp_path / "logs" / f"{row.case_id}.log").read_text().splitlines()
+        assert row.usage.simulations == row.usage.by_node["simulate"].simulations == len(simulated)
+        decisions = read_trace(folder / row.trace)
+        assert row.usage.tool_calls == sum(d.kind == "tool" for d in decisions)
+        assert row.usage.seconds == pytest.approx(sum(d.seconds for d in decisions if d.kind == "node"))
+        assert row.usage.cost_usd == 0.0
+        assert row.space.gold_recall["best"] == 1.0
+        assert row.risks
+        assert all(risk.true is not None for risk in row.risks)
+    # What a finished case needs no longer is gone; what a reader may want to see is there.
+    left = {path.name for path in (folder / CASES / "case-1").rglob("*") if path.is_file()}
+    assert left == {"baselines.json", ANSWER, "plan.json", "run.json", "trace.jsonl"}
+
+
+def test_cases_that_run_at_once_never_use_the_engine_at_once(tmp_path, folder):
+    at_work, most, lock = [0], [0], threading.Lock()
+
+    class Busy(FakeWorld):
+        def simulate_tumor(self, *arguments, **named):
+            with lock:
+                at_work[0] += 1
+                most[0] = max(most[0], at_work[0])
+            time.sleep(0.005)
+            found = super().simulate_tumor(*arguments, **named)
+            with lock:
+                at_work[0] -= 1
+            return found
+
+    def make(run, facts, stop):
+        return fake_services(Busy(tmp_path / f"{facts.case_id}.log"))(run, facts, stop)
+
+    run = evaluate(folder, PlannerAgent(SETTINGS, shared(make)), parallel=4)
+    assert {row.status for row in run.rows} == {"answered"}
+    assert most[0] == 1
+
+
+def test_epochs_plan_with_other_seeds_and_give_a_stability(tmp_path, folder):
+    run = evaluate(folder, PlannerAgent(SETTINGS, shared(worlds(tmp_path / "logs"))), dataset(2), epochs=2)
+    assert [(row.case_id, row.epoch) for row in run.rows] == [(c, e) for c in ("case-1", "case-2") for e in (1, 2)]
+    seeds = [json.loads((folder / Path(r.trace).parent / "run.json").read_text())["settings"]["seed"] for r in run.rows]
+    assert seeds == [0, 1, 0, 1]
+    first, second = (run.rows[i].own.protocol for i in (0, 1))
+    same = len(set(first.items) & set(second.items)) / len(set(first.items) | set(second.items))
+    summary = summarise([run], draws=200)
+    assert summary.boards[0].line("own").n == 2
+    assert summary.stability.n == 2
+    other = [run.rows[i].own.protocol for i in (2, 3)]
+    theirs = len(set(other[0].items) & set(other[1].items)) / len(set(other[0].items) | set(other[1].items))
+    assert summary.stability.mean == pytest.approx((same + theirs) / 2)
+
+
+class Scripted(GuidelinePolicy):
+    """Proposes a fixed list; otherwise the embedded policy."""
+
+    name = "scripted"
+
+    def __init__(self, drugs, embolics, tokens=0):
+        super().__init__()
+        self.drugs, self.embolics, self.tokens = drugs, embolics, tokens
+
+    def propose(self, case, observation, formulary, d, e, goal):
+        sides = [tuple(Choice(item=i, reason="scripted") for i in side) for side in (self.drugs, self.embolics)]
+        source = Provenance(backend="scripted", requests=1, input_tokens=self.tokens, output_tokens=10, cost_usd=0.01)
+        return Proposal(drugs=sides[0], embolics=sides[1], provenance=source)
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_stage_propose_scores_the_policy_before_anything_is_simulated(tmp_path, folder, image):
+    policy = Scripted(("Mitomycin", "Cisplatin"), ("Lipiodol",), tokens=500)
+    agent = PlannerAgent(SETTINGS, shared(worlds(tmp_path / "logs", policy)), stage="propose")
+    run = evaluate(folder, agent, dataset(3, image), stage="propose")
+    assert not list((tmp_path / "logs").glob("*.log"))
+    for row in run.rows:
+        assert row.own.protocol == protocol(["Mitomycin"], ["Lipiodol"])  # the first pair that the rules allow
+        assert set(row.space.items) == {"Mitomycin", "Cisplatin", "Lipiodol"}
+        gold = set(row.gold["best"].items)
+        assert row.space.gold_recall["best"] == pytest.approx(len(gold & set(row.space.items)) / len(gold))
+        assert row.space.best_recall == row.space.gold_recall["best"]
+        truth = FakeCase(row.case_id).truth
+        pairs = zip(truth.protocols, truth.regrets, strict=True)
+        inside = [regret for p, regret in pairs if set(p.items) <= set(row.space.items)]
+        assert row.space.best_within == pytest.approx(min(inside))
+        assert (row.usage.requests, row.usage.tokens, row.usage.simulations) == (1, 510, 0)
+        assert row.usage.cost_usd == pytest.approx(0.01)
+        assert row.usage.by_node["propose"].input_tokens == 500
+
+
+def test_cases_without_an_image_are_not_planned_and_say_so(tmp_path, folder):
+    run = evaluate(folder, PlannerAgent(SETTINGS, shared(worlds(tmp_path / "logs"))), dataset(2, image=False))
+    assert {row.status for row in run.rows} == {"no_image"}
+    assert all(row.own.protocol is None for row in run.rows)
+
+
+def test_two_scripted_policies_that_differ_in_known_ways_are_found_by_compare(tmp_path):
+    """B answers one drug more than A, which is in gold in some cases: the difference follows by hand."""
+    data = dataset(8)
+    runs = []
+    for name, drugs in (("a", ("Cisplatin",)), ("b", ("Doxorubicin",))):
+        agent = PlannerAgent(SETTINGS, shared(worlds(tmp_path / name, Scripted(drugs, ("Lipiodol",)))), stage="propose")
+        runs.append(evaluate(tmp_path / f"run-{name}", agent, data, stage="propose"))
+    expected = []
+    for case in data.cases:
+        gold = set(case.gold["best"].items)
+        one, two = (2 * len(gold & {drug, "Lipiodol"}) / (len(gold) + 2) for drug in ("Cisplatin", "Doxorubicin"))
+        expected.append(two - one)
+    found = compare(Side(runs[0], "own"), Side(runs[1], "own")).difference("f1")
+    assert found.mean == pytest.approx(np.mean(expected))
+    assert (found.wins, found.losses) == (sum(e > 1e-12 for e in expected), sum(e < -1e-12 for e in expected))
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1)
+    means = np.abs((signs * np.array(expected)[:, None]).mean(axis=0))
+    assert found.p == pytest.approx((means >= abs(np.mean(expected)) - 1e-12).mean())
+
+
+# --------------------------------------------------------------------------------------------- resume and faults
+def plain(run):
+    """Everything that is reported, without what a clock decides."""
+    drop = {"seconds", "by_node"}
+    return [row.model_dump(mode="json", exclude={"usage": drop, "trace": True}) for row in run.rows]
+
+
+def test_a_killed_evaluation_goes_on_asks_no_finished_case_and_equals_an_unbroken_one(tmp_path, folder):
+    unbroken = evaluate(tmp_path / "unbroken", PlannerAgent(SETTINGS, shared(worlds(tmp_path / "unbroken-logs"))))
+    logs = tmp_path / "logs"
+    command = [sys.executable, "-m", "tests.evals.killed_evaluation", str(folder), str(logs), "70"]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    finished = sorted(path.parent.parent.name for path in folder.glob(f"{CASES}/*/*/{ANSWER}"))
+    assert finished == ["case-1", "case-2"]
+    before = {path: path.stat().st_mtime_ns for path in folder.glob(f"{CASES}/*/*/{ANSWER}")}
+    asked, lock = [], threading.Lock()
+
+    def done(answer, kept):
+        with lock:
+            asked.append((answer.case_id, kept))
+
+    run = evaluate(folder, PlannerAgent(SETTINGS, shared(worlds(logs))), done=done)
+    assert sorted(asked) == [("case-1", True), ("case-2", True), ("case-3", False), ("case-4", False)]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert run.complete
+    assert plain(run) == plain(unbroken)
+    # The case that was under way went on from its checkpoint: nothing was simulated twice.
+    for log in logs.glob("*.log"):
+        assert set(Counter(log.read_text().splitlines()).values()) == {1}
+    one, two = (summarise([r], draws=200) for r in (run, unbroken))
+    assert one.boards[0].line("own").figures["f1"] == two.boards[0].line("own").figures["f1"]
+    assert one.versus == two.versus
+    assert len(list((folder / "logs").glob("*.eval"))) == 1  # the broken attempt's log is superseded
+
+
+def test_ctrl_c_ends_the_evaluation_says_how_to_go_on_and_it_goes_on(tmp_path, folder):
+    logs = tmp_path / "logs"
+    command = [sys.executable, "-m", "tests.evals.killed_evaluation", str(folder), str(logs), "0", "0.05"]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(logs.glob("*.log")):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == RunStopped.exit_code, errors
+    assert f"go on with: mewm eval resume {folder}" in errors
+    assert "Traceback" not in errors
+    run = evaluate(folder, PlannerAgent(SETTINGS, shared(worlds(logs))))
+    unbroken = evaluate(tmp_path / "unbroken", PlannerAgent(SETTINGS, shared(worlds(tmp_path / "unbroken-logs"))))
+    assert plain(run) == plain(unbroken)
+
+
+def test_failed_cases_are_counted_as_empty_and_tried_again_on_resume(folder):
+    class Sometimes(Says):
+        broken = True
+
+        def __call__(self, job: CaseJob) -> Answer:
+            answer = super().__call__(job)
+            if self.broken and job.case.case_id == "case-2":
+                raise CaseError("The case can't be read.")
+            return answer
+
+    agent = Sometimes(CONSTANT)
+    run = evaluate(folder, agent)
+    assert [row.status for row in run.rows] == ["answered", "failed", "answered", "answered"]
+    assert run.rows[1].why == "The case can't be read."
+    assert run.rows[1].own.scores["best"].f1 == 0.0
+    agent.broken = False
+    again = evaluate(folder, agent)
+    assert [row.status for row in again.rows] == ["answered"] * 4
+    assert Counter(case for case, _ in agent.asked) == {"case-1": 1, "case-2": 2, "case-3": 1, "case-4": 1}
+
+
+def test_a_bug_is_raised_and_keeps_what_was_finished(folder):
+    def broken(job: CaseJob) -> Answer:
+        if job.case.case_id == "case-3":
+            raise ZeroDivisionError("a bug")
+        return Answer(case_id=job.case.case_id, epoch=job.epoch, status="answered", protocol=CONSTANT)
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        evaluate(folder, broken)
+    assert len(list(folder.glob(f"{CASES}/*/*/{ANSWER}"))) == 2
+
+
+def test_other_conditions_or_another_folder_are_refused(tmp_path, folder):
+    evaluate(folder, Says(CONSTANT), dataset(2))
+    with pytest.raises(RunError, match=r"under other conditions \(beams 2, now 3\)"):
+        evaluate(folder, Says(CONSTANT), dataset(2), settings=SETTINGS.model_copy(update={"beams": 3}))
+    with pytest.raises(RunError, match="dataset_hash"):
+        evaluate(folder, Says(CONSTANT), dataset(3))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty and holds no evaluation"):
+        evaluate(tmp_path / "full", Says(CONSTANT))
+    with pytest.raises(RunError, match="There is no evaluation in"):
+        read_run(tmp_path / "nowhere")
+    (folder / "logs" / "9999-cut-off.eval").write_bytes(b"PK\x03\x04 cut off by a kill")
+    assert len(read_run(folder).rows) == 2
+    (folder / SPEC_FILE).write_text("{")
+    with pytest.raises(RunError, match="can't be read"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        (Limits(seconds=1), "stopped at the limit of 1 s"),
+        (Limits(tool_calls=5), "stopped at the limit of 5 tool calls"),
+        (Limits(tokens=400), "stopped at the limit of 400 tokens"),
+    ],
+)
+def test_a_case_at_its_limit_is_an_empty_answer_with_its_reason(tmp_path, folder, limits, why):
+    delay = 0.05 if limits.seconds else 0.0
+    services = shared(worlds(tmp_path / "logs", Scripted(("Cisplatin", "Mitomycin"), ("Lipiodol",), 500), delay=delay))
+    run = evaluate(folder, PlannerAgent(SETTINGS, services, limits=limits), dataset(2), limits=limits)
+    assert [(row.status, row.why) for row in run.rows] == [("limit", why)] * 2
+    assert all(row.own.protocol is None for row in run.rows)
+    if limits.tokens:
+        assert run.rows[0].usage.tokens == 510
+
+
+def test_usage_knows_no_cost_where_a_price_is_missing():
+    def decision(**fields):
+        from agent.trace import Decision
+
+        base = {"decision_id": "0", "step": 0, "node": "propose", "kind": "policy", "inputs_hash": "", "reason": "",
+                "seconds": 1.0, "time": ""}  # fmt: skip
+        return Decision(**(base | fields))
+
+    free = decision(backend="guideline")
+    priced = decision(backend="x", requests=2, input_tokens=10, output_tokens=5, cost_usd=0.5)
+    unknown = decision(backend="y", requests=1, input_tokens=10, output_tokens=5)
+    assert usage_of([free, priced]).cost_usd == 0.5
+    assert usage_of([free, priced, unknown]).cost_usd is None
+    total = usage_of([priced, unknown, decision(kind="node", seconds=3.0)])
+    assert (total.requests, total.input_tokens, total.output_tokens, total.seconds) == (3, 20, 10, 3.0)
+
+
+def test_the_inspect_log_holds_the_same_figures(folder):
+    from inspect_ai.log import read_eval_log
+
+    run = evaluate(folder, Says({"case-1": CONSTANT, "case-2": EVERYTHING}), epochs=2)
+    log = read_eval_log(str(run.log))
+    assert log.status == "success"
+    metrics = next(score.metrics for score in log.results.scores if score.name == "f1")
+    by_hand = np.mean([row.own.scores["best"].f1 for row in run.rows])
+    assert metrics["mean"].value == pytest.approx(by_hand)
+    assert log.eval.model == "none/none"
+    assert Protocol.model_validate(run.rows[0].own.protocol) == CONSTANT
