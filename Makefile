@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mewm plan demo
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

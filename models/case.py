@@ -1,9 +1,8 @@
 """Case: a patient at one decision, as a folder: `case.json` beside NIfTI images and labels.
 
-A registered follow-up adds the folder `registration` (`models.registration_file`), which is no part of the case.
-
 Every file is hashed in `case.json`, so a case that changed under a run is noticed. A case holds no date and no
-identifier of the patient; time is days since the first study.
+identifier of the patient; time is days since the first study. A registered follow-up adds the folder `registration`
+(`models.registration_file`), which is no part of the case.
 """
 
 from __future__ import annotations

@@ -65,10 +65,10 @@ class Screen:
             case StepStarted(tool=tool, arguments=arguments):
                 self._end_line()
                 self.console.print(Text(f"  {tool} {_short(arguments)}", style="dim"), soft_wrap=True)
-            case StepFinished(ok=ok, text=text):
+            case StepFinished(ok=ok, tool=tool):
                 self._end_bar()
                 if not ok:
-                    self.console.print(Text(f"  {text}", style="red"), soft_wrap=True)
+                    self.console.print(Text(f"  {tool} failed", style="red"), soft_wrap=True)
             case Degraded(reason=text):
                 self.console.print(Text(f"  degraded: {text}", style="yellow"), soft_wrap=True)
             case Failed(text=text):

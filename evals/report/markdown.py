@@ -29,7 +29,7 @@ def table_markdown(table: Table) -> list[str]:
     lines.append("| " + " | ".join(map(_cell, table.columns)) + " |")
     lines.append("|" + "---|" * len(table.columns))
     for row in table.rows:
-        cells = [_cell(cell) for cell in row.cells]
+        cells = [_cell(cell) for cell in row.cells] + [""] * (len(table.columns) - len(row.cells))
         if row.link:
             cells[0] = f"[{cells[0]}]({row.link})"
         lines.append("| " + " | ".join(cells) + " |")

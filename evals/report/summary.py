@@ -320,9 +320,15 @@ def _versus(runs: Sequence[EvalRun], variant: str, seed: int, draws: int) -> tup
 
 def _reach(run: EvalRun, variant: str) -> Reach:
     first = {row.case_id: row.reachable[variant] for row in run.rows if variant in row.reachable}
-    # a reason names the agents of its case; without them the same rule counts as the same reason
-    reasons = Counter(reason.split(":")[0] for found in first.values() for reason in found.reasons)
-    return Reach(reachable=sum(f.reachable for f in first.values()), n=len(first), reasons=dict(reasons.most_common()))
+    # the message of a rule may name the agents of its case: one message stands for all of that rule
+    counts: Counter[str] = Counter()
+    words: dict[str, str] = {}
+    for reason in (reason for found in first.values() for reason in found.reasons):
+        rule = reason.partition(":")[0]
+        counts[rule] += 1
+        words.setdefault(rule, reason.rstrip("."))
+    reasons = {words[rule]: count for rule, count in counts.most_common()}
+    return Reach(reachable=sum(f.reachable for f in first.values()), n=len(first), reasons=reasons)
 
 
 def _items(run: EvalRun, variant: str, formulary: Formulary) -> tuple[ItemRow, ...]:

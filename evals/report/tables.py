@@ -21,7 +21,10 @@ EFFORT = ("requests", "tokens", "cost_usd", "tool_calls", "simulations", "second
 
 @dataclass(frozen=True)
 class Row:
-    """Cells of a line; `css` marks it in HTML, `link` is a file that its first cell leads to."""
+    """Cells of a line; `css` marks it in HTML, `link` is a file that its first cell leads to.
+
+    A row with fewer cells than columns ends early: its last cell has the rest of the line.
+    """
 
     cells: tuple[str, ...]
     css: str = ""
@@ -107,7 +110,7 @@ def _board_rows(
             cells = (line.label, str(line.n), *(shown(line.figures.get(name), name) for name in names), last(line))
             rows.append(Row(cells, "own" if line.lead else ""))
         elif not_run:
-            rows.append(Row((line.label, "", f"not run: {line.not_run}", *("" for _ in names)), "notrun"))
+            rows.append(Row((line.label, "", f"not run: {line.not_run}"), "notrun"))
     return tuple(rows)
 
 

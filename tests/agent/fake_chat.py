@@ -91,6 +91,12 @@ class ChatWorld:
         def call(workspace: Workspace, **arguments: Any) -> Any:
             if "protocols" in arguments:
                 arguments["protocols"] = [workspace.formulary.parse(text).key for text in arguments["protocols"]]
-            return self.world.tools[tool.name].call(**arguments)
+            if workspace.progress is None:  # a run listens to the fake world itself
+                return self.world.tools[tool.name].call(**arguments)
+            self.world.listen(workspace.progress)
+            try:
+                return self.world.tools[tool.name].call(**arguments)
+            finally:
+                self.world.listen(None)
 
         return dataclasses.replace(tool, function=call)

@@ -418,12 +418,14 @@ def test_an_age_above_89_is_told_as_90(world):
 
 
 def test_a_comparison_stops_between_two_simulations(world):
-    world.world.delay = 0.1
+    world.world.delay = 0.4
     chat = world.chat(case="anna")
-    stop, seen = threading.Event(), []
+    stop = threading.Event()
     threading.Timer(0.6, stop.set).start()
     seen = list(chat.say("simulate Cisplatin | Lipiodol", stop))
     assert isinstance(seen[-1], Stopped)
+    assert 0 < len(world.world.simulated()) < 4
+    assert "Stopped: simulate_tumor had done" in of(seen, StepFinished)[0].text
 
 
 def test_a_report_is_read_without_a_case(world):

@@ -21,7 +21,7 @@ from agent.run import RunStopped, open_run, start_run
 from agent.settings import PlannerSettings
 from agent.trace import TIMING_FIELDS, read_trace
 from models.case import Case, ImageMeta, write_case
-from models.errors import CaseError, PlanningError, RunError, WeightsError
+from models.errors import CaseError, PlanningError, RunError, ToolError, WeightsError
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -288,3 +288,33 @@ def test_the_command_says_which_settings_it_cannot_give(tmp_path, case):
     settings = PlannerSettings(finalists=3, beams=2)
     command = start_run(case, tmp_path / "run", settings).command
     assert command == f"mewm plan {case} --beams 2  # with finalists=3, which have no option"
+
+
+def test_a_run_with_shared_artifacts_is_taken_back_only_where_nothing_was_simulated(tmp_path, case):
+    shared = tmp_path / "shared"
+    (shared / "outcomes").mkdir(parents=True)
+    (shared / "outcomes" / "another-run.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError):
+        finish(start_run(case, tmp_path / "new", SETTINGS, artifacts=shared), BrokenWorld(tmp_path / "log"))
+    assert not (tmp_path / "new").exists()
+    world = FakeWorld(tmp_path / "log")
+
+    def broken(**arguments):
+        raise ToolError("The segmenter is gone.")
+
+    segment, world.tools["segment"].function = world.tools["segment"].function, broken
+    run = start_run(case, tmp_path / "run", SETTINGS, artifacts=shared)
+    with pytest.raises(ToolError):
+        finish(run, world)
+    assert run.look().status == "unfinished"
+    world.tools["segment"].function = segment
+    assert finish(open_run(tmp_path / "run"), world).chosen is not None
+    assert set(Counter(world.simulated()).values()) == {1}
+    assert (shared / "outcomes" / "another-run.safetensors").exists()
+
+
+def test_only_the_agents_that_were_left_are_proposed(tmp_path, case):
+    run = start_run(case, tmp_path / "run", SETTINGS, agents=("Cisplatin", "Lipiodol"))
+    assert [item.name for item in run.formulary.items] == ["Cisplatin", "Lipiodol"]
+    assert open_run(tmp_path / "run").record.agents == ("Cisplatin", "Lipiodol")
+    assert "agents=Cisplatin, Lipiodol" in run.command

@@ -94,7 +94,7 @@ def test_a_tumour_alone_is_left_out_but_is_no_liver(pair: ScanPair) -> None:
     report = found.report.deformed
     assert report.oil_in_liver_ml is None
     assert report.oil_near_tumour_share is None
-    assert report.oil_in_tumour_ml == pytest.approx(BALL_ML, rel=0.2)
+    assert report.oil_in_tumour_ml == pytest.approx(BALL_ML, rel=0.35)
     assert errors_mm(pair, carried(found, pair.liver_points)).mean() < 3.0
 
 
