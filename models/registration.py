@@ -101,7 +101,9 @@ def _on_axes(
 def _method(pair: Pair, stage: Stage) -> sitk.ImageRegistrationMethod:
     method = settings().method
     search = sitk.ImageRegistrationMethod()
-    search.SetNumberOfThreads(1)  # sums over threads would differ from run to run
+    # Sums over threads would differ from run to run; the metric takes the global number, not that of the search.
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    search.SetNumberOfThreads(1)
     search.SetMetricAsMattesMutualInformation(method.histogram_bins)
     search.SetMetricFixedMask(itk_image(pair.region.astype(np.uint8), pair.fixed.affine))
     search.SetMetricSamplingStrategy(search.RANDOM)

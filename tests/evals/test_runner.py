@@ -377,7 +377,7 @@ def test_other_conditions_or_another_folder_are_refused(tmp_path, folder):
     ],
 )
 def test_a_case_at_its_limit_is_an_empty_answer_with_its_reason(tmp_path, folder, limits, why):
-    delay = 0.05 if limits.seconds else 0.0
+    delay = 0.3 if limits.seconds else 0.0
     services = shared(worlds(tmp_path / "logs", Scripted(("Cisplatin", "Mitomycin"), ("Lipiodol",), 500), delay=delay))
     run = evaluate(folder, PlannerAgent(SETTINGS, services, limits=limits), dataset(2), limits=limits)
     assert [(row.status, row.why) for row in run.rows] == [("limit", why)] * 2
