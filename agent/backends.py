@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,6 +42,7 @@ _LONGEST_REASON = 240
 _CONNECT_S = 10.0
 """Seconds to wait for a connection: a model may think for minutes, an address that is wrong should be told soon."""
 
+_making_client = threading.Lock()
 _on_request: ContextVar[Callable[[], None] | None] = ContextVar("on_request", default=None)
 
 
@@ -289,9 +291,14 @@ def _before_request(request: httpx2.Request) -> None:
         listener()
 
 
-@cache
 def _http_client() -> httpx2.Client:
     """One connection pool per process; the OpenAI client gives every request its own address and time-out."""
+    with _making_client:  # `cache` alone lets threads that ask at once make a pool each, of which all but one leak
+        return _new_http_client()
+
+
+@cache
+def _new_http_client() -> httpx2.Client:
     import openai
 
     return openai.DefaultHttpxClient(event_hooks={"request": [_before_request]})
