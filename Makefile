@@ -8,9 +8,11 @@ export GOMP_SPINCOUNT ?= 0
 .PHONY: demo test lint
 
 demo: $(VENV)/.installed
+	-$(BIN)/python -m agent.web.niivue
 	$(BIN)/mewm plan demo
 
 test: $(VENV)/.installed lint
+	$(BIN)/python -m agent.web.niivue
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed

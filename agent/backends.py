@@ -10,6 +10,7 @@ API.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import threading
@@ -301,7 +302,9 @@ def _http_client() -> httpx2.Client:
 def _new_http_client() -> httpx2.Client:
     import openai
 
-    return openai.DefaultHttpxClient(event_hooks={"request": [_before_request]})
+    client = openai.DefaultHttpxClient(event_hooks={"request": [_before_request]})
+    atexit.register(client.close)  # connections that are kept for the next request would be left open at the end
+    return client
 
 
 def chat_model(backend: Backend) -> BaseChatModel:

@@ -27,7 +27,7 @@ from langgraph.types import Checkpointer
 
 from agent.approval import GateAnswer
 from agent.chat_commands import PersonCommands, answering, command_of
-from agent.chat_middleware import CallLimit, Fallbacks, StopMiddleware, thread_of
+from agent.chat_middleware import CallLimit, Fallbacks, Privacy, StopMiddleware, thread_of
 from agent.chat_store import ChatStore
 from agent.chat_tools import Desks, chat_tools, clean, registered
 from agent.desk import Desk, MakeTools, make_tools
@@ -86,6 +86,8 @@ def build_chat(
         return clean(str(error), desks(thread_of()).private()) if isinstance(error, MewmError) else None
 
     middleware: list[Any] = [PersonCommands(desks), CallLimit(), StopMiddleware(desks), ToolErrorMiddleware(ours)]
+    if not isinstance(model, IntentModel):
+        middleware.append(Privacy(desks))
     if fallbacks is not None:
         middleware.append(fallbacks)
     return create_agent(

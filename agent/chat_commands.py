@@ -140,9 +140,7 @@ def _items(groups: dict[str, str], now: list[str]) -> tuple[str, ...]:
     words = groups.get("add") or groups["remove"]
     gone: set[str] = set()
     added: list[str] = []
-    for verb, names in re.findall(
-        r"(add|remove)\s+(.+?)(?=(?:[,;]|\band\b)?\s*\b(?:add|remove)\b|$)", words, re.IGNORECASE
-    ):
+    for verb, names in _ADD_OR_REMOVE.findall(words):
         if verb.lower() == "add":
             added += _split(names)
         else:

@@ -32,6 +32,8 @@ MakeTools = Callable[[Path, Mapping[str, Any], Path, PlannerSettings], Mapping[s
 """Case folder, changes of its record, artifacts and settings -> the registered tools; the case is called "case"."""
 Tell = Callable[[Event], None]
 T = TypeVar("T")
+_SHORT_NAME = 2
+"""Letters of a case's name that may be part of what is talked about: the Child-Pugh class A."""
 
 
 def make_tools(
@@ -109,13 +111,20 @@ class Desk:
         return Case.load(self.case_path())
 
     def open_case(self, name: str) -> None:
-        """Open a case of the cases folder, by the name of its folder.
+        """Open a case of the cases folder, by the name of its folder; "case" is the one that is open.
 
         Raises:
             InputError: there is none of that name.
             CaseError: it can't be used, or has no labels.
         """
         path = self._cases / name
+        if name == NEUTRAL_ID and self.thread.case_path is not None:
+            if self.case_path().resolve() != path.resolve() and (path / "case.json").is_file():
+                raise InputError(
+                    f"'{NEUTRAL_ID}' is what the open case is called here: rename that folder, or begin a conversation "
+                    "with it."
+                )
+            return
         if safe_name(name) != name or not (path / "case.json").is_file():
             raise InputError(f"There is no case '{name[:80]}' among the cases that can be opened.")
         self.open_case_at(path)
@@ -137,16 +146,23 @@ class Desk:
         folders = {self.store.folder, self.store.folder.resolve(), self._cases, self._cases.resolve()}
         found = {str(folder): "[path]" for folder in folders if len(folder.parts) > 1}
         for path in {Path(p) for p in (self.thread.case_path, *(row.case_path for row in self.plans())) if p}:
-            names = {path.name}
-            if (path / "case.json").is_file():
-                names.add(Case.load(path, verify=False).case_id)
             found[str(path)] = "[path]"
-            for name in names:
+            for name in _names_of(path):
                 found |= {f"case {name}": "case", f"'{name}'": f"'{NEUTRAL_ID}'"}
         for row in self.plans():
             if (plan := self.look(row).plan) is not None:
                 found |= {f"by {approval.by}": "by a person" for approval in plan.approvals}
         return found
+
+    def case_names(self) -> tuple[set[str], set[str]]:
+        """Names that a person may type: those of the open case, and those of the others that can be opened.
+
+        Names too short to be told from other words are left out.
+        """
+        path = self.thread.case_path
+        mine = set() if path is None else _names_of(Path(path))
+        others = {found.parent.name for found in self._cases.glob("*/case.json")} - mine
+        return {n for n in mine if len(n) > _SHORT_NAME}, {n for n in others if len(n) > _SHORT_NAME}
 
     def tools(self, row: PlanRow | None = None) -> Mapping[str, RegisteredTool]:
         """The registered tools on the open case, or on the case of a plan with what that plan changes."""
@@ -280,6 +296,12 @@ class Desk:
         except RunStopped:
             pass
         return self.look(row)
+
+
+def _names_of(path: Path) -> set[str]:
+    """What a case is called: its folder, and its id."""
+    known = (path / "case.json").is_file()
+    return {path.name, Case.load(path, verify=False).case_id} if known else {path.name}
 
 
 def apart(items: Iterator[T]) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""Write the simulated volumes of a plan's finalists as NIfTI on the case's own grid."""
+"""The simulated volumes of a plan's finalists: written as NIfTI on the case's own grid, read back for DICOM."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent.plan import Finalist, Plan
+from agent.plan import Finalist, Plan, read_plan
 from models.errors import RunError
-from models.volume import write_label_nifti, write_nifti
+from models.volume import load_exact, load_exact_labels, write_label_nifti, write_nifti
 from tools.compose_outcome import compose_outcome
 from tools.workspace import Workspace
+
+if TYPE_CHECKING:
+    from models.case import Case
+    from models.dicom_export import SimulatedScan
 
 FINALISTS = "finalists"
 SEGMENTATION_LABELS = {0: "background", 1: "liver", 2: "viable tumour", 3: "necrotic tumour", 4: "Lipiodol (oil)"}
@@ -71,6 +76,46 @@ def export_finalists(plan: Plan, workspace: Workspace, run_dir: Path) -> dict[st
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return written
+
+
+def simulated_scans(case: Case, folder: Path, every: bool) -> list[SimulatedScan]:
+    """The simulated scans that a run left, the chosen protocol first, for a DICOM export.
+
+    Args:
+        case: The case that the run planned.
+        folder: The run folder.
+        every: All finalists, not the chosen one alone.
+
+    Raises:
+        RunError: No plan there, a plan on another case, without a protocol, or whose volumes are gone.
+    """
+    # A run is opened, and DICOM loaded, only where somebody exports.
+    from agent.run import open_run
+    from models.dicom_export import SimulatedScan
+
+    record, plan = open_run(folder).record, read_plan(folder / "plan.json")
+    if record.case_hash != case.with_changes(record.changes).content_hash:
+        raise RunError(f"The run in {folder} is of another case than {case.path}; give the run of this case.")
+    if plan.chosen is None:
+        raise RunError(f"The plan in {folder} is blocked and chose no protocol, so there is nothing to export of it.")
+    found = []
+    for finalist in plan.finalists if every else (plan.chosen,):
+        place = folder / finalist_folder(finalist)
+        try:
+            about = json.loads((place / "about.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"The simulated scan in {place} can't be read; run `mewm plan` again.") from error
+        found.append(
+            SimulatedScan(
+                name=f"simulated_{finalist.place}",
+                volume=load_exact(place / "simulated.nii.gz"),
+                tissue=load_exact_labels(place / "segmentation.nii.gz")[0],
+                protocol=about["protocol"],
+                weights_hash=about["weights_hash"],
+                trained_on=about["models_trained_on"],
+            )
+        )
+    return found
 
 
 def _replace_folder(new: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from agent.deidentify import public_summary, public_text
+from agent.deidentify import public_summary, public_text, public_words
 from agent.fact_check import explanation_faults, observation_faults, reason_faults
 from agent.faults import proposal_faults, refinement_faults, removal_faults
 from agent.goal import Goal
@@ -187,7 +187,7 @@ def proposing(
 ) -> Question[Proposal]:
     """The drugs and embolics worth trying."""
     shown = public_summary(case)
-    goal_text = public_text(goal.text, (case.case_id,))
+    goal_text = public_words(goal.text, (case.case_id,))
     texts = [feature.value for feature in observation.features] + [observation.summary]
     agents = [item.name for item in formulary.items]
 
@@ -307,7 +307,7 @@ def explaining(prompts: PromptSet, facts: PlanFacts) -> Question[Explanation]:
         (),
         {
             # What a person wrote as the goal gives no fact; what it was understood as is in `names` and `weights`.
-            "facts": shown.model_dump(mode="json", exclude={"goal": {"text", "note"}}),
+            "facts": shown.model_dump(mode="json", exclude={"goal": {"text", "note"}, "people": True}),
             "numbers": [quantity.as_row() for quantity in plan_quantities(shown)],
         },
     )
@@ -323,10 +323,11 @@ def described(case: CaseSummary) -> dict[str, Any]:
 
 def public_facts(facts: PlanFacts) -> PlanFacts:
     """The facts of a plan as they may leave: no case id, and nothing that identifies in reasons that people wrote."""
-    known = (facts.case.case_id,)
+    known = (facts.case.case_id, *facts.people)
     removed = tuple(r.model_copy(update={"reason": public_text(r.reason, known)}) for r in facts.removed)
     choices = tuple(c.model_copy(update={"reason": public_text(c.reason, known)}) for c in facts.choices)
-    return facts.model_copy(update={"case": public_summary(facts.case), "removed": removed, "choices": choices})
+    case = public_summary(facts.case)
+    return facts.model_copy(update={"case": case, "removed": removed, "choices": choices, "people": ()})
 
 
 def canonical_proposal(proposal: Proposal, formulary: Formulary) -> tuple[Proposal, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.contest import t_interval
+from models.clinical_survival import ClinicalRisk
 from models.errors import RunError
 from models.protocol import Kind, Protocol
 from models.scores import Score
@@ -351,6 +352,10 @@ class Plan(PlanModel):
     session: dict[str, str | float | bool] = Field(description="what was stated about the session, unit in the name")
     before: Before
     scores: tuple[Score, ...] = Field(default=(), description="prognostic scores; the search does not use them")
+    clinical: ClinicalRisk | None = Field(
+        default=None,
+        description="what a separate model reads from the record alone; the same for every protocol, part of no risk",
+    )
     observation: str
     proposals: tuple[PolicyNote, ...]
     chosen: Finalist | None

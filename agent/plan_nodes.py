@@ -124,6 +124,7 @@ class PlanNodes(Nodes):
             session=state.settings.session.model_dump(exclude_none=True) if state.settings.session else {},
             before=state.before,
             scores=state.scores,
+            clinical=state.clinical,
             observation=state.observation.summary if state.observation else "",
             proposals=policy_notes(state),
             chosen=places[0] if places else None,
@@ -316,7 +317,7 @@ def llm_usage(decisions: Sequence[Decision]) -> LlmUsage | None:
     asked = [d for d in decisions if d.kind == "policy" and (d.model is not None or not d.result)]
     if not asked:
         return None
-    costs = [d.cost_usd if d.cost_usd is not None else (None if d.input_tokens else 0.0) for d in asked]
+    costs = [d.cost_usd if d.cost_usd is not None else (None if d.requests else 0.0) for d in asked]
     return LlmUsage(
         requests=sum(d.requests for d in asked),
         input_tokens=sum(d.input_tokens for d in asked),
@@ -392,4 +393,5 @@ def plan_facts(state: PlannerState, plan: Plan, chosen: Finalist) -> PlanFacts:
         warnings=tuple(f.message for f in chosen.findings if f.status == "fired" and f.strength == "warn"),
         not_evaluable=plan.not_evaluable,
         model_origin="real" if plan.origin.model_origin == "real" else "synthetic",
+        people=tuple(dict.fromkeys(approval.by for approval in state.approvals)),
     )

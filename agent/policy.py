@@ -309,6 +309,7 @@ class PlanFacts(BaseModel):
     )
     not_evaluable: tuple[str, ...] = ()
     model_origin: Literal["synthetic", "real"] = Field(description="What the world model was trained on")
+    people: tuple[str, ...] = Field(default=(), description="Who decided so far; no language model is told")
 
 
 class Explanation(Answer):

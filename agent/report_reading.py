@@ -20,6 +20,7 @@ from agent.backends import Backend, load_backends, resolve_chain
 from agent.deidentify import public_text
 from agent.llm_client import LlmClient, Reply, RequestBudget
 from models.errors import InputError, UnknownItemError
+from prompts.loader import Prompt
 from prompts.sets import DEFAULT_SET, load_prompt_set
 from tools.extract_report import extract_report
 from tools.report_action import (
@@ -37,6 +38,8 @@ from tools.rule_facts import known_agents
 
 REQUESTS = 12
 """Most requests to one backend for one report, the client's own retries included."""
+OFFERED = frozenset({"formulary", "report"})
+"""Variables that the prompt may use."""
 
 ValueT = TypeVar("ValueT")
 
@@ -73,7 +76,25 @@ def chains(names: Sequence[str], user_file: Path | None = None) -> dict[str, tup
     return found if len(found) == 1 else {name: chain[:1] for name, chain in found.items()}
 
 
-def read_report(report: str, asked: Mapping[str, Sequence[Backend]]) -> LlmReading:
+def report_prompt(prompts: str = DEFAULT_SET) -> Prompt:
+    """The prompt that reports are read with.
+
+    Args:
+        prompts: Prompt set: a shipped one, or a folder.
+
+    Raises:
+        InputError: there is no such set, it has no prompt for reports, or that asks for something else.
+    """
+    prompt = load_prompt_set(prompts).prompt("extract_report")
+    if prompt.head.output_schema != ReportFacts.__name__ or set(prompt.head.variables) - OFFERED:
+        raise InputError(
+            f"The prompt {prompt.id} can't read reports: its output_schema has to be {ReportFacts.__name__}, and it "
+            f"may use the variables {' and '.join(sorted(OFFERED))}."
+        )
+    return prompt
+
+
+def read_report(report: str, asked: Mapping[str, Sequence[Backend]], prompt: Prompt | None = None) -> LlmReading:
     """Read a report with language models.
 
     Dates become offsets and identifiers are taken out before anything is sent (`agent.deidentify`).
@@ -81,6 +102,7 @@ def read_report(report: str, asked: Mapping[str, Sequence[Backend]]) -> LlmReadi
     Args:
         report: Text of one report.
         asked: Chain of backends by the name that was asked for, at least one.
+        prompt: Of `report_prompt`; None is that of the default set.
 
     Raises:
         InputError: the report is empty or too long.
@@ -88,10 +110,11 @@ def read_report(report: str, asked: Mapping[str, Sequence[Backend]]) -> LlmReadi
     """
     shown = public_text(report)
     words = extract_report(shown)
-    prompt = load_prompt_set(DEFAULT_SET).prompt("extract_report")
+    prompt = prompt or report_prompt()
+    offered = {"formulary": _formulary(), "report": shown}
     messages: list[BaseMessage] = [
         SystemMessage(text) if kind == "system" else HumanMessage(text)
-        for kind, text in prompt.messages(formulary=_formulary(), report=shown)
+        for kind, text in prompt.messages(**{name: offered[name] for name in prompt.head.variables})
     ]
     replies: dict[str, Reply[ReportFacts]] = {}
     for name, chain in asked.items():

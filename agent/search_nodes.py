@@ -237,6 +237,7 @@ class SearchNodes(Nodes):
             mrecist_mm=first.mrecist_before_mm,
             easl_mm2=first.easl_before_mm2,
         )
+        update["clinical"] = risks.clinical
         if risks.times_months:
             update["baseline"] = Baseline(
                 times_months=risks.times_months,

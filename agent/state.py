@@ -14,6 +14,7 @@ from agent.policy import CaseSummary, Observation, Proposal, Refinement
 from agent.search import Actions, Job, SearchState
 from agent.settings import PlannerSettings
 from agent.trace import Decision
+from models.clinical_survival import ClinicalRisk
 from models.scores import Score
 
 
@@ -159,6 +160,7 @@ class PlannerState(BaseModel):
     notes: dict[str, ProtocolNotes] = Field(default_factory=dict)
     before: Before = Before()
     baseline: Baseline | None = None
+    clinical: ClinicalRisk | None = None
     models: ModelFacts | None = None
     contest: Contest = Contest()
 
@@ -187,6 +189,7 @@ STATE_TYPES: tuple[type[BaseModel], ...] = (
     Before,
     CaseFacts,
     CaseSummary,
+    ClinicalRisk,
     Conditions,
     Contest,
     Decision,

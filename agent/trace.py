@@ -153,6 +153,7 @@ class Recorder:
             requests=error.requests,
             input_tokens=error.input_tokens,
             output_tokens=error.output_tokens,
+            cost_usd=error.cost_usd,
             failures=error.failures,
         )
 

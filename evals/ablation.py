@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engine import Device, Engine
+from models.engine import Engine
 from models.response import VIABLE
 
 ASSISTANT = "assistant"
@@ -15,21 +13,22 @@ ASSISTANT = "assistant"
 
 
 class WithoutAssistant(Engine):
-    """The engine without its segmentation model: what is left of the tumour is not looked for.
+    """An engine's networks without its segmentation model: what is left of the tumour is not looked for.
 
     The whole original tumour counts as viable under every protocol, so that the survival model still sees the simulated
     image and the place of the tumour, but not what the treatment left of it. Volumes and diameters are then the same
-    for every protocol.
+    for every protocol. What it simulates is what the full engine simulates, under the same names; what it calls a
+    segmentation is not, and needs a name of its own.
     """
 
-    def __init__(self, device: Device = "auto", weights: Path | None = None) -> None:
-        """Loads the weights; see `Engine`."""
-        super().__init__(device, weights)
-
-    @property
-    def weights_hash(self) -> str:
-        """Marked, so that stored results of the full engine are never taken for its own."""
-        return f"{super().weights_hash}-no-assistant"
+    def __init__(self, full: Engine) -> None:
+        """Args: full: the engine whose networks are used; nothing is loaded again."""
+        super().__init__(
+            "cuda" if full.device == "cuda" else "cpu",
+            model=full.model,
+            precision="bf16" if full.precision == "bf16" else "fp32",
+            batch=full.batch,
+        )
 
     def segment(
         self,

@@ -224,12 +224,11 @@ class Regressor:
 
     def __init__(self, labels: Labels, seed: int = 0) -> None:
         """Args: labels: see `evals.regressor`. seed: of the fit."""
-        told = {
+        self.name = {"survival": "regressor", "true_risk": "regressor_told"}[labels]
+        self.label = {
             "survival": "regressor without simulation (image features, record, protocol)",
             "true_risk": "the same regressor, told the true risk of its training protocols (reference)",
-        }
-        self.name = {"survival": "regressor", "true_risk": "regressor_told"}[labels]
-        self.label = told[labels]
+        }[labels]
         self._labels: Labels = labels
         self._seed = seed
         self._fitted: DirectRegressor | None = None

@@ -6,6 +6,10 @@ Only light modules are imported here; every command loads what it needs.
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,6 +32,8 @@ app.add_typer(reader_app, name="reader")
 
 RUNS = Path("runs")
 CACHE = RUNS / "model-answers.sqlite"
+WIDE = 120
+"""Columns of a terminal from which on the leaderboard has room for what its lines mean."""
 FAILED, GATE = 1, 9
 """Exit codes: every case failed; a regression gate was not passed."""
 
@@ -36,7 +42,18 @@ Strategy = Literal["beam", "paper", "exhaustive"]
 Tier = Literal["easy", "standard", "hard"]
 ActionSet = Literal["policy", "in_house", "hcc_tace_seg"]
 Device = Literal["auto", "cpu", "cuda"]
-Parallel = Annotated[int | None, typer.Option(help="Cases at once; by default 1, with a language model 4.", min=1)]
+Parallel = Annotated[
+    int | None,
+    typer.Option(help="Cases at once in one process, where they wait for a language model: by default 4.", min=1),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that answer cases, each with networks of its own (1.5 GB); by default one a core, at most 4, "
+        "for plans without a language model on a CPU, else 1.",
+        min=1,
+    ),
+]
 CacheFile = Annotated[Path, typer.Option(help="File of model answers: equal questions are asked once.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Ask the model anew, and keep no answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
@@ -81,6 +98,7 @@ def run(
     token_limit: Annotated[int | None, typer.Option(help="Most tokens of a case.", min=1)] = None,
     tool_limit: Annotated[int | None, typer.Option(help="Most tool calls of a case.", min=1)] = None,
     parallel: Parallel = None,
+    processes: Processes = None,
     cache: CacheFile = CACHE,
     no_cache: NoCache = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep reports and simulated volumes of every plan.")] = False,
@@ -106,13 +124,14 @@ def run(
         parts_off=(ASSISTANT,) if without_assistant else (), baselines=names, planner=planner, keep=keep,
     )  # fmt: skip
     folder = out or RUNS / f"eval-{dataset}-{stage}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    execute(evaluation, folder, parallel, None if no_cache else cache, as_json)
+    execute(evaluation, folder, _Crew(parallel, processes, None if no_cache else cache), as_json)
 
 
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Folder that `mewm eval run` made.")],
     parallel: Parallel = None,
+    processes: Processes = None,
     cache: CacheFile = CACHE,
     no_cache: NoCache = False,
     as_json: AsJson = False,
@@ -122,10 +141,20 @@ def resume(
     from evals.prepare import prepare_again
     from evals.results import read_spec
 
-    execute(prepare_again(read_spec(folder)), folder, parallel, None if no_cache else cache, as_json)
+    crew = _Crew(parallel, processes, None if no_cache else cache)
+    execute(prepare_again(read_spec(folder)), folder, crew, as_json)
 
 
-def execute(evaluation: Evaluation, folder: Path, parallel: int | None, cache: Path | None, as_json: bool) -> None:
+@dataclass(frozen=True)
+class _Crew:
+    """How many cases are answered at once, and where model answers are kept."""
+
+    parallel: int | None
+    processes: int | None
+    cache: Path | None
+
+
+def execute(evaluation: Evaluation, folder: Path, crew: _Crew, as_json: bool) -> None:
     """Run an evaluation with progress on standard error, write its reports and show the leaderboard.
 
     Raises:
@@ -134,7 +163,7 @@ def execute(evaluation: Evaluation, folder: Path, parallel: int | None, cache: P
     from evals.report.page import report_json, write_reports
 
     errors = Console(stderr=True)
-    summary = write_reports([_run(evaluation, folder, parallel, cache, f"mewm eval resume {folder}")])
+    summary = write_reports([_run(evaluation, folder, crew)])
     if as_json:
         sys.stdout.write(report_json(summary))
     else:
@@ -149,28 +178,48 @@ def execute(evaluation: Evaluation, folder: Path, parallel: int | None, cache: P
             raise typer.Exit(FAILED)
 
 
-def _run(evaluation: Evaluation, folder: Path, parallel: int | None, cache: Path | None, again: str) -> EvalRun:
-    """Run one evaluation with progress on standard error.
+def _run(evaluation: Evaluation, folder: Path, crew: _Crew) -> EvalRun:
+    """Run one evaluation with progress on standard error: in this process, or in several.
+
+    Raises:
+        InputError: options that exclude each other.
+        typer.Exit: it was stopped.
+    """
+    from evals.answer_cache import cached_answers
+    from evals.runner import run_evaluation
+    from evals.workers import Job, default_processes, run_in_processes
+
+    spec = evaluation.spec
+    llm = spec.settings.policy_llm is not None
+    cache = crew.cache if llm else None
+    if crew.parallel is not None and (crew.processes or 1) > 1:
+        raise InputError("--parallel is for cases in one process: leave it out, or give --processes 1.")
+    processes = 1 if crew.parallel else crew.processes or default_processes(spec, len(evaluation.dataset.cases))
+    total = len(evaluation.dataset.cases) * spec.epochs
+    with _stoppable(f"mewm eval resume {folder}"), _Bar(Console(stderr=True), spec.label, total) as bar:
+        if processes > 1:
+            (found,) = run_in_processes([Job(folder, evaluation)], processes, cache=cache, done=bar.told)
+            return found
+        with cached_answers(cache):
+            return run_evaluation(
+                folder, spec, evaluation.dataset, evaluation.agent, evaluation.baselines,
+                parallel=crew.parallel or (4 if llm else 1), keep=spec.keep, done=bar.told,
+            )  # fmt: skip
+
+
+@contextmanager
+def _stoppable(again: str) -> Iterator[None]:
+    """Ctrl-C ends the command with a word on how to go on.
 
     Raises:
         typer.Exit: it was stopped; `again` is the command that goes on.
     """
     from agent.nodes import RunStopped
-    from evals.answer_cache import cached_answers
-    from evals.runner import run_evaluation
 
-    spec = evaluation.spec
-    llm = spec.settings.policy_llm is not None
-    errors = Console(stderr=True)
-    total = len(evaluation.dataset.cases) * spec.epochs
     try:
-        with cached_answers(cache if llm else None), _Bar(errors, spec.label, total) as bar:
-            return run_evaluation(
-                folder, spec, evaluation.dataset, evaluation.agent, evaluation.baselines,
-                parallel=parallel or (4 if llm else 1), keep=spec.keep, done=bar.told,
-            )  # fmt: skip
+        yield
     except (RunStopped, KeyboardInterrupt):
-        errors.print(f"Stopped; go on with: {again}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"Stopped; go on with: {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(RunStopped.exit_code) from None
 
 
@@ -187,13 +236,20 @@ def table(
         typer.Option(help="contrastive=FOLDER or attenuation=FOLDER: weights that were trained without it."),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
-    parallel: Parallel = None,
+    processes: Processes = None,
+    publish: Annotated[
+        Path | None, typer.Option(help="Folder of the repository that gets the figures as full-table.json and .md.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The full table on synthetic patients: the planner, each of its parts off, and every baseline. Can be repeated."""
+    """The full table on synthetic patients: the planner, each of its parts off, and every baseline.
+
+    The same command goes on where it was stopped.
+    """
     _needs_inspect()
-    from evals.report.page import report_json
-    from evals.table import full_table
+    from evals.report.page import report_json, write_reports
+    from evals.table import evaluations, publish_table
+    from evals.workers import default_processes, run_in_processes
 
     bundles = {}
     for text in weights_without or []:
@@ -201,11 +257,17 @@ def table(
         if name not in ("contrastive", "attenuation") or not mark:
             raise InputError(f"--weights-without takes contrastive=FOLDER or attenuation=FOLDER, got '{text}'.")
         bundles[name] = Path(folder)
-    summary = full_table(
-        out, lambda evaluation, folder: _run(evaluation, folder, parallel, None, f"mewm eval table --out {out} ..."),
-        n=limit, seed=seed, planner={"beams": beams, "replicas": replicas, "device": device}, weights=weights,
+    parts, not_run = evaluations(
+        out, n=limit, seed=seed, planner={"beams": beams, "replicas": replicas, "device": device}, weights=weights,
         weights_without=bundles,
     )  # fmt: skip
+    crew = processes or default_processes(parts[0].evaluation.spec, limit)
+    again = "the same command (mewm eval table)"
+    with _stoppable(again), _Bar(Console(stderr=True), "the full table", limit * len(parts)) as bar:
+        runs = run_in_processes(parts, crew, shared=out / "shared", done=bar.told)
+    summary = write_reports(runs, out, not_run=not_run)
+    if publish is not None:
+        publish_table(summary, publish)
     if as_json:
         sys.stdout.write(report_json(summary))
     else:
@@ -343,7 +405,7 @@ def _needs_inspect() -> None:
 
 
 class _Bar:
-    """Progress on standard error: a bar, and a line for every answer that is not a plain one."""
+    """Progress on standard error: a bar with the time that is left, and a line for every answer that is not plain."""
 
     def __init__(self, console: Console, label: str, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -351,10 +413,11 @@ class _Bar:
         self.console = console
         self.bars = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(),
-            TimeElapsedColumn(), console=console,
+            TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
         )  # fmt: skip
-        self.task = self.bars.add_task(label, total=total)
-        self.kept = 0
+        self.task = self.bars.add_task(label, total=total, left="")
+        self.total, self.kept, self.new = total, 0, 0
+        self.begun = time.monotonic()
 
     def __enter__(self) -> _Bar:
         self.bars.start()
@@ -368,6 +431,14 @@ class _Bar:
     def told(self, answer: Answer, kept: bool) -> None:
         """One answer is there."""
         self.kept += kept
+        self.new += not kept
+        left = self.total - self.kept - self.new
+        if self.new and left > 0:
+            minutes = (time.monotonic() - self.begun) / self.new * left / 60.0
+            self.bars.update(self.task, left=f"about {minutes:.0f} min left" if minutes < 120 else
+                             f"about {minutes / 60.0:.1f} h left")  # fmt: skip
+        else:
+            self.bars.update(self.task, left="")
         self.bars.advance(self.task)
         if not kept and answer.status not in ("answered", "no_image"):
             line = f"{answer.case_id}: {answer.status}, {answer.why}"
@@ -375,13 +446,23 @@ class _Bar:
 
 
 def _show(summary: Summary, console: Console) -> None:
+    from rich import box
+
+    from evals.baselines import NAMES
     from evals.report.tables import TERMINAL, leaderboard
 
     for board in summary.boards:
         main = leaderboard(summary, board, TERMINAL)
-        shown = RichTable(*main.columns, title=f"{main.title} ({summary.n_cases} cases)", title_justify="left")
-        for row in main.rows:
-            shown.add_row(*row.cells, style="bold" if row.css == "own" else "dim" if row.css == "notrun" else None)
+        shown = RichTable(
+            *main.columns, title=f"{main.title} ({summary.n_cases} cases)", title_justify="left", box=box.SIMPLE
+        )
+        for row, line in zip(main.rows, board.lines, strict=True):
+            # by the name that `compare FOLDER@NAME` takes; what it means stands in the report, or where there is room
+            who = line.who if line.who in NAMES else line.label
+            if line.who in NAMES and console.width >= WIDE:
+                who = f"{line.who}: {line.label}"
+            cells = (who, *(cell.replace(" [", "\n[") for cell in row.cells[1:]))
+            shown.add_row(*cells, style="bold" if row.css == "own" else "dim" if row.css == "notrun" else None)
         console.print(shown)
     for note in summary.notes:
         console.print(note, markup=False, highlight=False)

@@ -253,7 +253,8 @@ def comparison_markdown(found: Comparison) -> str:
         digits = metric.digits
 
         def show(value: float, signed: bool = False, factor: float = factor, digits: int = digits) -> str:
-            return f"{value * factor:{'+' if signed else ''}.{digits}f}"
+            # rounded first, and + 0.0: a difference that is shown as nothing has no sign
+            return f"{round(value * factor, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
 
         adjusted = "" if d.p_holm is None else f"{d.p_holm:.4g}"
         least = "n too small" if d.smallest_detectable is None else show(d.smallest_detectable)

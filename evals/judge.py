@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from agent.settings import PlannerSettings
 from evals.datasets import EvalCase
 from evals.metrics import reachable, recall_of, score_protocol, violations
 from evals.results import Answer, BaselineAnswers, BaselineEntry, CaseRow, Entry, Space, Survival
+from models.formulary import Formulary
 from models.protocol import Protocol
 from tools.check_rules import judge_protocols
 from tools.rulebook import CheckRulesResult
 
 
-def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, *, strict: bool = False) -> CaseRow:
+def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, search: PlannerSettings) -> CaseRow:
     """Score everything that was answered to one case.
 
     A degraded plan is an empty answer in `own`; what the fallback said is judged beside it, so that a broken backend
@@ -20,18 +22,19 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, *, 
         case: Gold and truth.
         answer: The agent's.
         baselines: What they say.
-        strict: Use the strict strengths of the rules.
+        search: Settings of the search that was asked: its rules, its horizons and its action set decide which gold was
+            within its reach.
     """
     own = answer.protocol if answer.status == "answered" else None
     said = [protocol for found in baselines.answers.values() for protocol in found.protocols.values()]
     asked = [own, answer.protocol, answer.alone, *said, *case.gold.values()]
     keys = list({protocol.key: protocol for protocol in asked if protocol is not None}.values())
-    rules = judge_protocols(case.case_id, case.facts, keys, case.space.profile, strict, "complete")
+    rules = judge_protocols(case.case_id, case.facts, keys, case.space.profile, search.strict, "complete")
 
     def entry(protocol: Protocol | None, variant: str | None = None) -> Entry:
         return _entry(case, protocol, rules, variant)
 
-    horizons = (case.space.drug_horizon, case.space.embolic_horizon)
+    horizons, actions = (search.drug_horizon, search.embolic_horizon), Formulary.load(search.actions)
     truth = case.truth
     return CaseRow(
         case_id=case.case_id,
@@ -42,7 +45,7 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, *, 
         gold=dict(case.gold),
         given=case.given,
         best=None if truth is None else truth.best,
-        reachable={name: reachable(gold, rules, horizons) for name, gold in case.gold.items()},
+        reachable={name: reachable(gold, rules, horizons, actions) for name, gold in case.gold.items()},
         own=entry(own),
         fallback=entry(answer.protocol) if answer.status == "degraded" else None,
         alone=None if answer.alone_status == "not_run" else entry(answer.alone),

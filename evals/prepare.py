@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from evals.datasets import Dataset, EvalCase, load_dataset
 from evals.results import BaselineAnswer, BaselineAnswers, Limits, RunSpec, Stage
 from evals.solver import Agent, PlannerAgent, shared
 from models.case import Case
-from models.engine import Engine
+from models.engine import Device, Engine
 from models.errors import InputError
 from models.formulary import Formulary
+from tools.artifacts import Value
 from tools.registry import build_tools
 from tools.rulebook import rules_hash
 from tools.workspace import Workspace
@@ -64,9 +66,10 @@ class EveryBaseline:
             return BaselineAnswers(answers={}, not_run={})
         answers: dict[str, BaselineAnswer] = {}
         first = self._fitted[self.dataset.variants[0]]
-        for name, baseline in first.ready.items():
-            said = {variant: fitted.ready[name].propose(case) for variant, fitted in self._fitted.items()}
-            answers[name] = BaselineAnswer(label=baseline.label, protocols=said)
+        with case.opened() if case.has_image else nullcontext():  # scans that are generated are rendered once for all
+            for name, baseline in first.ready.items():
+                said = {variant: fitted.ready[name].propose(case) for variant, fitted in self._fitted.items()}
+                answers[name] = BaselineAnswer(label=baseline.label, protocols=said)
         return BaselineAnswers(answers=answers, not_run=dict(first.not_run))
 
 
@@ -89,6 +92,7 @@ def prepare(
     baselines: tuple[str, ...] = NAMES,
     planner: Mapping[str, Any] | None = None,
     keep: bool = False,
+    dataset: Dataset | None = None,
 ) -> Evaluation:
     """Load the dataset, settle the settings and check the conditions, before any case is asked.
 
@@ -110,13 +114,16 @@ def prepare(
         baselines: Names of `evals.baselines.NAMES`.
         planner: Fields of PlannerSettings; None values are left out.
         keep: Draw the report of every plan and keep its volumes.
+        dataset: The dataset that these options name, where it is loaded already: evaluations of the same cases compute
+            their truth once.
 
     Raises:
         InputError: an option that can't be used; the sentence names it.
         BackendError: the backend is not configured on this machine.
         WeightsError: weights missing or damaged.
     """
-    dataset = load_dataset(name, seed=seed, limit=limit, tier=tier, data=data, clinical=clinical)
+    if dataset is None:
+        dataset = load_dataset(name, seed=seed, limit=limit, tier=tier, data=data, clinical=clinical)
     no_image = 0
     if stage == "plan":
         dataset, no_image = _with_images(dataset, limit)
@@ -140,8 +147,18 @@ def prepare(
         settings=settings, parts_off=parts_off, weights=_text(weights), limits=limits or Limits(),
         baselines=tuple(baselines), keep=keep, conditions=conditions,
     )  # fmt: skip
-    agent = PlannerAgent(settings, shared(world.services), stage=stage, limits=spec.limits, alone=alone)
-    return Evaluation(spec, dataset, agent, EveryBaseline(dataset, spec.baselines, seed))
+    return Evaluation(spec, dataset, _agent(spec, alone, world), EveryBaseline(dataset, spec.baselines, seed))
+
+
+def agent_for(spec: RunSpec, dataset: Dataset) -> PlannerAgent:
+    """The agent that `prepare` made for a spec, made again: in another process, on an engine of its own."""
+    weights = None if spec.weights is None else Path(spec.weights)
+    world = _World(spec.settings, weights, spec.parts_off, spec.stage, keep=spec.keep)
+    return _agent(spec, _alone(dataset, spec.settings), world)
+
+
+def _agent(spec: RunSpec, alone: PlannerSettings | None, world: _World) -> PlannerAgent:
+    return PlannerAgent(spec.settings, shared(world.services), stage=spec.stage, limits=spec.limits, alone=alone)
 
 
 def _with_images(dataset: Dataset, limit: int | None) -> tuple[Dataset, int]:
@@ -264,17 +281,11 @@ class _World:
     ) -> None:
         self.settings, self.weights, self.stage, self.keep = settings, weights, stage, keep
         self.assistant = ASSISTANT not in parts_off
-        self._lock = threading.Lock()
-
-    @cached_property
-    def _engine(self) -> Engine:
-        kind = Engine if self.assistant else WithoutAssistant
-        return kind(self.settings.device, self.weights)
 
     def engine(self) -> Engine:
         """The engine, loaded when it is first needed."""
-        with self._lock:
-            return self._engine
+        with _LOADING:
+            return _engine(self.settings.device, self.weights, self.assistant)
 
     def conditions(self) -> Conditions:
         """What the numbers depend on; before any simulation that is no engine."""
@@ -282,7 +293,8 @@ class _World:
             return Conditions(weights_hash="", preset="", precision="", device="", rules_hash=rules_hash())
         engine = self.engine()
         return Conditions(
-            weights_hash=engine.weights_hash,
+            # marked, so that a plan of the one is never gone on with by the other
+            weights_hash=engine.weights_hash + ("" if self.assistant else f"-no-{ASSISTANT}"),
             preset=engine.preset,
             precision=engine.precision,
             device=engine.device,
@@ -293,7 +305,7 @@ class _World:
         """As `mewm plan` has them, on the shared engine."""
         made = make_services(run, facts, stop)
         paths = {run.record.case_id: Path(run.record.case_path)}
-        workspace = _LazyWorkspace(paths, run.artifacts, self.engine)
+        workspace = _LazyWorkspace(paths, run.artifacts, self.engine, None if self.assistant else ASSISTANT)
 
         def listen(listener: Callable[[str, int, int], None] | None) -> None:
             workspace.progress = listener
@@ -302,12 +314,32 @@ class _World:
         return replace(made, tools=build_tools(workspace), conditions=self.conditions, listen=listen, publish=report)
 
 
-class _LazyWorkspace(Workspace):
-    """A workspace on an engine that is loaded no sooner than a tool needs it: proposing needs none."""
+_LOADING = threading.Lock()
 
-    def __init__(self, cases: Mapping[str, Path], artifacts: Path, engine: Callable[[], Engine]) -> None:
+
+@cache
+def _engine(device: Device, weights: Path | None, assistant: bool) -> Engine:
+    """The engines of this process; with and without the assistant they share their networks."""
+    return Engine(device, weights) if assistant else WithoutAssistant(_engine(device, weights, True))
+
+
+class _LazyWorkspace(Workspace):
+    """A workspace on an engine that is loaded no sooner than a tool needs it: proposing needs none.
+
+    Evaluations may keep their simulations in one folder: outcomes are the same with and without the assistant,
+    segmentations are not.
+    """
+
+    def __init__(
+        self, cases: Mapping[str, Path], artifacts: Path, engine: Callable[[], Engine], off: str | None = None
+    ) -> None:
         super().__init__(cases, artifacts)
-        self._make = engine
+        self._make, self._off = engine, off
+
+    def segmentation_key(self, outcome_id: str) -> dict[str, Value]:
+        """As of `Workspace`, and what is switched off."""
+        key = super().segmentation_key(outcome_id)
+        return key if self._off is None else {**key, "without": self._off}
 
     @cached_property
     def engine(self) -> Engine:

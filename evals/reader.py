@@ -8,32 +8,25 @@ forms are scored by `evals.reader_score`.
 from __future__ import annotations
 
 import base64
-import csv
-import hashlib
-import io
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from agent.files import write_text
 from agent.plan import Plan, read_plan
 from agent.report.slices import LIVER_WINDOW
 from agent.report.text import number, paragraphs
 from evals.datasets import EvalCase, load_dataset
-from evals.report.pages import render_page
 from evals.results import CaseRow, EvalRun, ResultModel, read_run
 from evals.slices import FIELD_MM, axial_png, tumour_levels
+from evals.study import read_form_rows, read_study_key, refuse_taken, write_study
 from models.case import Case
-from models.errors import InputError, RunError
+from models.errors import InputError
 from models.formulary import Formulary
 from models.protocol import Protocol
 from tools.rule_facts import known_agents
 
-KEY, READERS = "key.json", "for-readers"
 COLUMNS = ("case", "before", "after", "comment")
 
 
@@ -78,8 +71,7 @@ def make_reader(run_folder: Path, out: Path, *, limit: int | None = None, seed: 
         InputError: a folder that holds something already, or no finished plan.
         RunError: no evaluation there.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"The folder {out} is not empty: choose another with --out.")
+    refuse_taken(out)
     run = read_run(run_folder)
     rows = [row for row in run.rows if row.epoch == 1 and row.own.protocol is not None and row.trace is not None]
     if run.spec.stage != "plan" or not rows:
@@ -101,7 +93,11 @@ def make_reader(run_folder: Path, out: Path, *, limit: int | None = None, seed: 
         seed=seed, planned_by=spec.label, data=f"{spec.dataset} {spec.dataset_version}, {spec.data_origin} patients",
         actions=spec.actions, offered=spec.settings.actions, cases=entries,
     )  # fmt: skip
-    _write(key, names, shown, out)
+    formulary = Formulary.load(key.offered)
+    write_study(
+        out, "reader", key, COLUMNS, names, cases=shown, drugs=[item.name for item in formulary.drugs],
+        embolics=[item.name for item in formulary.embolics], data=key.data, window=LIVER_WINDOW, field_mm=FIELD_MM,
+    )  # fmt: skip
     return key
 
 
@@ -148,46 +144,13 @@ def _finalists(plan: Plan) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _write(key: Key, names: Sequence[str], shown: Sequence[dict[str, object]], out: Path) -> None:
-    readers = out / READERS
-    try:
-        readers.mkdir(parents=True)
-    except OSError as exc:
-        raise RunError(f"The folder {out} can't be written ({exc.strerror}): choose another with --out.") from exc
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([name, "", "", ""] for name in names)
-    write_text(readers / "form.csv", text.getvalue())
-    formulary = Formulary.load(key.offered)
-    page = render_page(
-        "reader.html.j2",
-        cases=shown,
-        drugs=[item.name for item in formulary.drugs],
-        embolics=[item.name for item in formulary.embolics],
-        data=key.data,
-        window=LIVER_WINDOW,
-        field_mm=FIELD_MM,
-        form="reader-" + hashlib.sha256(key.model_dump_json().encode()).hexdigest()[:12],
-    )
-    write_text(readers / "form.html", page)
-    # written last: a folder with a key is complete
-    write_text(out / KEY, key.model_dump_json(indent=1) + "\n")
-
-
 def read_key(path: Path) -> Key:
     """Read a key, given as file or as the folder that `make_reader` wrote.
 
     Raises:
         InputError: it is missing or damaged.
     """
-    file = path / KEY if path.is_dir() else path
-    try:
-        return Key.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"There is no key at {file}: give the folder that `mewm eval reader make` wrote.") from None
-    except (OSError, ValueError) as exc:
-        raise InputError(f"The key {file} can't be read ({type(exc).__name__}): make the study again.") from exc
+    return read_study_key(path, Key, "mewm eval reader make")
 
 
 def read_form(path: Path, key: Key) -> dict[str, Answers]:
@@ -198,14 +161,9 @@ def read_form(path: Path, key: Key) -> dict[str, Answers]:
     Raises:
         InputError: not a form, an unknown case or agent, or a case twice.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise InputError(f"The form {path} can't be read ({exc}).") from exc
     known = {entry.case for entry in key.cases}
     answers: dict[str, Answers] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in enumerate(read_form_rows(path), start=2):
         if any(row.get(column) is None for column in COLUMNS[:3]):
             raise InputError(f"The form {path} needs the columns case, before and after; line {line} lacks one.")
         # a spreadsheet turns 01 into 1

@@ -79,6 +79,8 @@ class Session:
         baselines: What they say to a case.
         done: Told of every answer.
         keep: Keep simulated volumes, checkpoints and generated scans of finished cases.
+        shared: Folder in which several evaluations of the same cases keep scans and simulations; whoever made it
+            removes it.
         bug: The first exception that is nobody's fault but ours; raised when inspect has closed its log.
     """
 
@@ -89,18 +91,21 @@ class Session:
     baselines: Baselines
     done: Done = _nobody
     keep: bool = False
+    shared: Path | None = None
     bug: BaseException | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def job(self, case: EvalCase, epoch: int, stop: threading.Event) -> CaseJob:
         """A case in an epoch with its folder."""
-        folder = self.folder / CASES / safe_folder(case.case_id) / str(epoch)
-        return CaseJob(case, epoch, folder, self.folder, stop)
+        name = safe_folder(case.case_id)
+        folder = self.folder / CASES / name / str(epoch)
+        return CaseJob(case, epoch, folder, self.folder, stop, None if self.shared is None else self.shared / name)
 
     def answer(self, job: CaseJob) -> Answer:
         """Ask the agent, or take what it answered before. A failed case is not kept, so that it is tried again."""
         if (job.folder / ANSWER).is_file():
             found = _read_kept(Answer, job.folder / ANSWER)
+            self._tidy(job)
             self.done(found, True)
             return found
         try:
@@ -112,6 +117,7 @@ class Session:
             answer = Answer(case_id=job.case.case_id, epoch=job.epoch, status="failed", why=str(exc))
         else:
             write_text(job.folder / ANSWER, answer.model_dump_json(indent=1) + "\n")
+            self._tidy(job)
         self.done(answer, False)
         return answer
 
@@ -129,20 +135,20 @@ class Session:
         """The row of a case; then what a finished case needs no longer is removed."""
         with self._lock:  # baselines are fitted once, and a scan is not removed while another epoch reads it
             said = self.said_by_baselines(job.case)
-            row = judge_answer(job.case, answer, said, strict=self.spec.settings.strict)
-            if not self.keep and answer.status != "failed":
-                self._tidy(job)
+            row = judge_answer(job.case, answer, said, self.spec.settings)
+            epochs = range(1, self.spec.epochs + 1)
+            if not self.keep and all((job.folder.parent / str(epoch) / ANSWER).is_file() for epoch in epochs):
+                shutil.rmtree(job.folder.parent / GENERATED, ignore_errors=True)
         return row
 
     def _tidy(self, job: CaseJob) -> None:
-        """Remove volumes and checkpoints, and after the last epoch of a case the scans that were made for it."""
+        """Remove the volumes and checkpoints of a case that is answered."""
+        if self.keep:
+            return
         for name in ("artifacts", "finalists"):
             shutil.rmtree(job.folder / "run" / name, ignore_errors=True)
         for path in (job.folder / "run").glob("checkpoints.sqlite*"):
             path.unlink(missing_ok=True)
-        epochs = range(1, self.spec.epochs + 1)
-        if all((job.folder.parent / str(epoch) / ANSWER).is_file() for epoch in epochs):
-            shutil.rmtree(job.folder.parent / GENERATED, ignore_errors=True)
 
 
 KeptT = TypeVar("KeptT", bound=ResultModel)

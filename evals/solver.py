@@ -36,8 +36,8 @@ from tools.check_rules import judge_protocols
 from tools.rule_facts import SessionFacts, known_agents
 from tools.rulebook import CheckRulesResult
 
-GENERATED = "case"
-"""Folder beside the epochs of a case in which a dataset that generates its scans writes them."""
+GENERATED, SIMULATIONS = "case", "simulations"
+"""Folders of a case beside its epochs: scans that a dataset generates, what several evaluations simulate together."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class CaseJob:
         folder: What the answer leaves behind; made here.
         root: Folder of the evaluation.
         stop: Set to stop the agent.
+        shared: Folder in which several evaluations keep the scans and the simulations of this case; None keeps them
+            with the answer.
     """
 
     case: EvalCase
@@ -57,6 +59,17 @@ class CaseJob:
     folder: Path
     root: Path
     stop: threading.Event = field(default_factory=threading.Event)
+    shared: Path | None = None
+
+    @property
+    def scans(self) -> Path:
+        """Where a case that is generated is written."""
+        return (self.shared or self.folder.parent) / GENERATED
+
+    @property
+    def simulations(self) -> Path | None:
+        """Where simulated outcomes are kept; None is the run's own folder."""
+        return None if self.shared is None else self.shared / SIMULATIONS
 
 
 Agent = Callable[[CaseJob], Answer]
@@ -198,7 +211,7 @@ class PlannerAgent:
             RunStopped: `job.stop` was set from outside.
         """
         with self._writing:
-            path = job.case.write(job.folder.parent / GENERATED)
+            path = job.case.write(job.scans)
         with in_epoch(job.epoch):
             return self._answer(job, path)
 
@@ -216,7 +229,7 @@ class PlannerAgent:
 
     def _plan(self, job: CaseJob, path: Path, settings: PlannerSettings) -> Answer:
         folder = job.folder / "run"
-        run = self._run(folder, path, settings)
+        run = self._run(folder, path, settings, job.simulations)
         plan: Plan | None = None
         with _Watch(self.limits, job.stop) as watch:
             try:
@@ -252,13 +265,13 @@ class PlannerAgent:
             trace=(folder / "trace.jsonl").relative_to(job.root).as_posix(),
         )
 
-    def _run(self, folder: Path, path: Path, settings: PlannerSettings) -> Run:
+    def _run(self, folder: Path, path: Path, settings: PlannerSettings, simulations: Path | None) -> Run:
         """The run of this case: continued where it was stopped, unless limits count what was used before."""
         limited = self.limits != Limits()
         if (folder / "run.json").is_file() and not limited:
             return open_run(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        return start_run(path, folder, settings)
+        return start_run(path, folder, settings, artifacts=simulations)
 
     def _propose(self, job: CaseJob, path: Path | None, settings: PlannerSettings) -> Answer:
         folder = job.folder / "propose"

@@ -24,7 +24,8 @@ def turing_make(
     window: Annotated[Literal["liver", "oil"], typer.Option(help="Grey scale.")] = "liver",
 ) -> None:
     """Write shuffled real and simulated slices with a form for the readers, and the key apart from them."""
-    from evals.turing import KEY, READERS, make_turing
+    from evals.study import KEY, READERS
+    from evals.turing import make_turing
 
     key = make_turing(real, simulated, out, each=each, seed=seed, window=window)
     typer.echo(f"{len(key.slices)} slices. For the readers: {out / READERS}. Keep from them: {out / KEY}.")
@@ -52,7 +53,8 @@ def reader_make(
     seed: Annotated[int, typer.Option(help="Of choice and order.")] = 0,
 ) -> None:
     """Write a form in which a reader gives a protocol per case before and after seeing the plan, and the key apart."""
-    from evals.reader import KEY, READERS, make_reader
+    from evals.reader import make_reader
+    from evals.study import KEY, READERS
 
     key = make_reader(run, out, limit=limit, seed=seed)
     typer.echo(f"{len(key.cases)} cases. For the readers: {out / READERS}. Keep from them: {out / KEY}.")

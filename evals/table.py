@@ -1,22 +1,25 @@
 """The full table (`mewm eval table`): the planner, each of its parts off, and every baseline, on the same cases.
 
 One command that can be stopped and repeated: every part is an evaluation of its own below the output folder, and what
-is finished is not asked again. Two parts are parts of training: they need weights that were trained without them.
+is finished is not asked again. The parts of one case are answered one after the other, so that none simulates what
+another has simulated. Two parts are parts of training: they need weights that were trained without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.files import write_text
 from evals.ablation import ASSISTANT
 from evals.baselines import NAMES
-from evals.prepare import Evaluation, prepare
-from evals.report.page import write_reports
+from evals.datasets import load_dataset
+from evals.prepare import prepare
+from evals.report.markdown import report_markdown
 from evals.report.summary import Summary
-from evals.results import EvalRun
+from evals.workers import Job
 
 LEAD = "planner"
 
@@ -48,15 +51,11 @@ PARTS = (
     Part("no-contrastive", "without contrastive learning", {}, ("contrastive learning",), "contrastive"),
     Part("no-attenuation", "without attenuation", {}, ("attenuation",), "attenuation"),
 )
-NO_WEIGHTS = "no weights that were trained so: give them with --weights-without {what}=FOLDER"
-
-Run = Callable[[Evaluation, Path], EvalRun]
-"""Runs one evaluation into a folder, or goes on with it."""
+NO_WEIGHTS = "not trained; weights that were trained so are given with --weights-without {what}=FOLDER"
 
 
-def full_table(
+def evaluations(
     out: Path,
-    run: Run,
     *,
     n: int = 100,
     seed: int = 0,
@@ -64,12 +63,11 @@ def full_table(
     weights: Path | None = None,
     weights_without: Mapping[str, Path] | None = None,
     parts: tuple[Part, ...] = PARTS,
-) -> Summary:
-    """Run every part on the phantom and write the reports into `out`.
+) -> tuple[list[Job], dict[str, str]]:
+    """The evaluations of the table, on the same cases, none of them begun.
 
     Args:
-        out: Folder of the table; one that is there goes on.
-        run: Runs one evaluation.
+        out: Folder of the table.
         n: Cases.
         seed: Which synthetic patients, and the planner's first seed.
         planner: Fields of PlannerSettings for all parts.
@@ -77,10 +75,14 @@ def full_table(
         weights_without: ``contrastive`` and ``attenuation`` -> weights that were trained without it.
         parts: Which parts; the first one leads.
 
+    Returns:
+        What can be run, the lead first, and why the other parts can't, by their labels.
+
     Raises:
         MewmError: an evaluation can't be run.
     """
-    runs: list[EvalRun] = []
+    dataset = load_dataset("phantom", seed=seed, limit=n)
+    found: list[Job] = []
     not_run: dict[str, str] = {}
     for part in parts:
         mine = weights
@@ -90,8 +92,20 @@ def full_table(
                 not_run[part.label] = NO_WEIGHTS.format(what=part.weights)
                 continue
         evaluation = prepare(
-            "phantom", seed=seed, limit=n, weights=mine, parts_off=part.parts_off,
+            "phantom", seed=seed, limit=n, weights=mine, parts_off=part.parts_off, dataset=dataset,
             baselines=NAMES if part.name == LEAD else (), planner={"seed": seed, **(planner or {}), **part.planner},
         )  # fmt: skip
-        runs.append(run(evaluation, out / part.name))
-    return write_reports(runs, out, not_run=not_run)
+        found.append(Job(out / part.name, evaluation))
+    return found, not_run
+
+
+def publish_table(summary: Summary, folder: Path) -> None:
+    """Write the figures of the table as `full-table.json` and `full-table.md`, without cases and traces.
+
+    Raises:
+        RunError: the folder can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = summary.model_copy(update={"cases": (), "regrets": {}, "calibration": None})
+    write_text(folder / "full-table.json", figures.model_dump_json(indent=1) + "\n")
+    write_text(folder / "full-table.md", report_markdown(summary, with_cases=False))

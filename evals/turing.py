@@ -8,33 +8,27 @@ simulated slices that were called simulated: the lower the specificity, the more
 from __future__ import annotations
 
 import base64
-import csv
-import hashlib
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import binomtest
 
-from agent.files import write_text
 from agent.plan import read_plan
 from agent.report.slices import LIVER_WINDOW, OIL_WINDOW, Window
 from agent.run import open_run
-from evals.report.pages import render_page
 from evals.slices import FIELD_MM, axial_png, tumour_centre
 from evals.statistics import Interval, bootstrap_mean
+from evals.study import read_form_rows, read_study_key, refuse_taken, write_study
 from models.case import Case
 from models.errors import CaseError, InputError, RunError
 from models.volume import Volume, load_exact
 
 Answer = Literal["real", "simulated"]
 WINDOWS: dict[str, Window] = {"liver": LIVER_WINDOW, "oil": OIL_WINDOW}
-KEY, READERS = "key.json", "for-readers"
 COLUMNS = ("slice", "answer", "confidence")
 SYNONYMS = {"real": "real", "r": "real", "simulated": "simulated", "s": "simulated", "synthetic": "simulated"}
 LEVEL = 0.95
@@ -140,8 +134,7 @@ def make_turing(
             f"{wanted} slices of either kind were asked for, but there are {len(real)} cases with a real scan after "
             f"treatment and {len(simulated)} plans: give more folders, or a smaller --each."
         )
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"The folder {out} is not empty: choose another with --out.")
+    refuse_taken(out)
     rng = np.random.default_rng(seed)
     picked = [real[i] for i in sorted(rng.choice(len(real), wanted, replace=False))]
     shots = [_real_shot(path, WINDOWS[window]) for path in picked]
@@ -154,7 +147,12 @@ def make_turing(
         KeyedSlice(slice=name, **shot.model_dump(exclude={"png"})) for name, shot in zip(names, shots, strict=True)
     )
     key = Key(seed=seed, window=window, slices=entries)
-    _write(key, names, shots, out)
+    write_study(
+        out, "turing", key, COLUMNS, names,
+        {f"slices/{name}.png": shot.png for name, shot in zip(names, shots, strict=True)},
+        slices=[(name, base64.b64encode(shot.png).decode()) for name, shot in zip(names, shots, strict=True)],
+        window=WINDOWS[window], field_mm=FIELD_MM,
+    )  # fmt: skip
     return key
 
 
@@ -193,44 +191,13 @@ def _inside(volume: Volume, centre: NDArray[np.float64], window: Window, name: P
     return axial_png(volume, centre, window)
 
 
-def _write(key: Key, names: Sequence[str], shots: Sequence[_Shot], out: Path) -> None:
-    readers = out / READERS
-    try:
-        (readers / "slices").mkdir(parents=True)
-        for name, shot in zip(names, shots, strict=True):
-            (readers / "slices" / f"{name}.png").write_bytes(shot.png)
-    except OSError as exc:
-        raise RunError(f"The folder {out} can't be written ({exc.strerror}): choose another with --out.") from exc
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([name, "", ""] for name in names)
-    write_text(readers / "form.csv", text.getvalue())
-    page = render_page(
-        "turing.html.j2",
-        slices=[(n, base64.b64encode(s.png).decode()) for n, s in zip(names, shots, strict=True)],
-        window=WINDOWS[key.window],
-        field_mm=FIELD_MM,
-        form="turing-" + hashlib.sha256(key.model_dump_json().encode()).hexdigest()[:12],
-    )
-    write_text(readers / "form.html", page)
-    # written last: a folder with a key is complete
-    write_text(out / KEY, key.model_dump_json(indent=1) + "\n")
-
-
 def read_key(path: Path) -> Key:
     """Read a key, given as file or as the folder that `make_turing` wrote.
 
     Raises:
         InputError: it is missing or damaged.
     """
-    file = path / KEY if path.is_dir() else path
-    try:
-        return Key.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"There is no key at {file}: give the folder that `mewm eval turing make` wrote.") from None
-    except (OSError, ValueError, ValidationError) as exc:
-        raise InputError(f"The key {file} can't be read ({type(exc).__name__}): make the study again.") from exc
+    return read_study_key(path, Key, "mewm eval turing make")
 
 
 def read_form(path: Path, key: Key) -> dict[str, Answer]:
@@ -239,14 +206,9 @@ def read_form(path: Path, key: Key) -> dict[str, Answer]:
     Raises:
         InputError: not a form, an unknown slice, a slice twice, or an answer that is neither real nor simulated.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise InputError(f"The form {path} can't be read ({exc}).") from exc
     known = {entry.slice for entry in key.slices}
     answers: dict[str, Answer] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in enumerate(read_form_rows(path), start=2):
         if row.get("slice") is None or row.get("answer") is None:
             raise InputError(f"The form {path} needs the columns slice and answer; line {number} lacks one.")
         # a spreadsheet turns 001 into 1

@@ -134,8 +134,10 @@ def write_registration_picture(case: Case, image: Image, registration: Registrat
         CaseError: the file can't be written.
     """
     picture = draw_registration(case, image, registration)
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.write_bytes(picture)
+        partial.write_bytes(picture)
+        partial.replace(path)
     except OSError as error:
         raise CaseError(f"The picture can't be written to {path}: {error.strerror}.") from error
     return path

@@ -1,8 +1,8 @@
 """extract_report: read the drugs, doses, embolics and effect in a treatment report, by words and rules.
 
 Deterministic, over the formulary; the words are data (`report_words.yaml`). The text is data: whatever it asks for, the
-only result is what it says was given. Not covered: number words ("ten millilitres"), fractions ("half of it"), several
-doses in one unit ("50/50/10 mg"), languages other than English and Chinese.
+only result is what it says was given. Not covered: fractions ("half of it"), several doses in one unit ("50/50/10 mg"),
+portions of an agent that is named only before them, languages other than English and Chinese.
 """
 
 from __future__ import annotations

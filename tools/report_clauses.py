@@ -148,7 +148,13 @@ class Clause:
                 if number + 1 < len(runs) and self._joint(last, kind):
                     groups[number] = _joined_by(groups[number], kind)
                     groups[number + 1] = _joined_by(groups[number + 1], kind)
+                    if kind == "mixed" and load_words().pattern("of_all").search(self.gaps[last]):
+                        oils = [n for n, (a, b) in enumerate(runs[:number]) if self._only_oil(a, b)]
+                        groups = [_joined_by(g, kind) if n in oils else g for n, g in enumerate(groups)]
         return groups
+
+    def _only_oil(self, first: int, last: int) -> bool:
+        return all(mention.name == OIL for mention in self.mentions[first : last + 1])
 
     def _close_brackets(self, runs: Sequence[tuple[int, int]], rights: list[str]) -> None:
         """ "A (not B) was given": what follows the bracket is said of A."""
@@ -197,6 +203,7 @@ class Clause:
             return header
         found = {entry.status for number, entry in enumerate(words.statuses) if self._reached(number, group, index)}
         meant = words.pattern("planned_word").search(group.left) and words.pattern("given_past").search(group.right)
+        meant = meant or words.pattern("planned_changed").search(group.right)
         order: tuple[Reason, ...] = ("instruction", "negated", "allergy", "previous", "planned")
         for reason in order:
             if reason in found and not (reason == "planned" and meant):

@@ -7,6 +7,7 @@ no dose.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,10 +45,11 @@ def assign(text: ReportText, mentions: Sequence[Mention], amounts: Sequence[Amou
         amounts: Amounts of the clause, in order.
     """
     out = Assigned()
-    doses = [a for a in amounts if a.unit in ("mg", "ml") and not _of_something_else(text, a)]
+    every = [a for a in amounts if a.unit in ("mg", "ml") and not _of_something_else(text, a)]
+    doses = [a for a in every if not a.slashed]
     for amount in (a for a in amounts if a.unit in ("um", "mm")):
         _size(text, mentions, amount, out)
-    if _in_order(text, mentions, doses, out):
+    if _in_order(text, mentions, doses, out) or _slash_list(text, mentions, every, out):
         return out
     pairs = sorted(
         (_distance(text, mentions, index, amount), amount.start, index, amount)
@@ -134,6 +136,22 @@ def _in_order(text: ReportText, mentions: Sequence[Mention], doses: Sequence[Amo
     return True
 
 
+def _slash_list(text: ReportText, mentions: Sequence[Mention], doses: Sequence[Amount], out: Assigned) -> bool:
+    """ "A/B (10 mg/20 ml)": amounts joined by slashes, in the order of agents that are joined too."""
+    if len(mentions) != len(doses) or not any(amount.slashed for amount in doses):
+        return False
+    apart = mentions[-1].end <= doses[0].start or doses[-1].end <= mentions[0].start
+    joints = [text.masked[a.end : b.start].strip() for a, b in itertools.pairwise(mentions)]
+    if not apart or any(joint not in ("/", "-", "+", "&", "and") for joint in joints):
+        return False
+    if not all(a.slashed for a in doses[1:]) or not all(
+        fits(m.name, d.unit) for m, d in zip(mentions, doses, strict=True)
+    ):
+        return False
+    out.doses = dict(enumerate(doses))
+    return True
+
+
 def _share(text: ReportText, mentions: Sequence[Mention], index: int, amount: Amount, out: Assigned) -> None:
     """ "A and B 50 mg each": the same amount for every agent of the list that has none."""
     words = load_words()
@@ -180,7 +198,9 @@ def _of_something_else(text: ReportText, amount: Amount) -> bool:
         return True
     if re.search(rf"(?<![A-Za-z]){thing}[\s:(]*$", before, re.IGNORECASE):
         return True
-    return amount.unit == "ml" and words.pattern("diluted").search(before) is not None
+    if words.pattern("planned_dose").search(before):
+        return True
+    return amount.unit == "ml" and any(words.pattern(name).search(before) for name in ("diluted", "ratio"))
 
 
 def _diluent(mentions: Sequence[Mention], amount: Amount, out: Assigned) -> bool:

@@ -18,6 +18,7 @@ from tools.report_words import Section, Unit, compiled, load_words
 AGENT, AMOUNT, SOFT = "¤", "#", "¦"
 """What stands in the masked text for an agent, for an amount, and for a comma of a Chinese text."""
 
+_SCALES = ("hundred", "thousand")
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?"
 _BULLET = re.compile(r"\s*(?:[-*•·]|\(?\d{1,2}[.)])\s+")
 
@@ -34,7 +35,10 @@ class Mention:
 
 @dataclass(frozen=True)
 class Amount:
-    """A number with its unit; `high` differs from `low` in a range. `body`: relative to body size."""
+    """A number with its unit; `high` differs from `low` in a range.
+
+    `body`: relative to body size. `slashed`: behind the slash of another amount ("50 mg/10 ml"), often a concentration.
+    """
 
     start: int
     end: int
@@ -42,6 +46,7 @@ class Amount:
     high: float
     unit: Literal["mg", "ml", "um", "mm"]
     body: bool
+    slashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,9 +163,10 @@ def _amount_pattern() -> tuple[re.Pattern[str], re.Pattern[str], dict[str, Unit]
     unit = "|".join(sorted(map(re.escape, unit_of), key=len, reverse=True))
     body, other = "|".join(words.per_body), "|".join(words.per_other)
     per = rf"(?:\s*(?:/|per)\s*(?:(?P<body>{body})|(?P<other>{other}))(?![A-Za-z0-9]))?"
-    number = rf"(?<![A-Za-z0-9.,/⁄])(?P<low>{_NUMBER})"
+    number = rf"(?:(?<![A-Za-z0-9.,/⁄])|(?P<slash>(?<=[A-Za-z]/)))(?P<low>{_NUMBER}|{_spelled()})"
     between = rf"\s*(?:{unit})?\s*(?:-|–|—|~|to|至|到)\s*"
-    amount = rf"{number}(?:{between}(?P<high>{_NUMBER}))?[\s-]?\s*(?P<unit>{unit})(?![A-Za-z]){per}"
+    tolerance = rf"(?:\s*(?:±|\+/-|\+-)\s*(?:{_NUMBER}))?"
+    amount = rf"{number}(?:{between}(?P<high>{_NUMBER}))?{tolerance}[\s-]?\s*(?P<unit>{unit})(?![A-Za-z]){per}"
     mass = "|".join(map(re.escape, (*words.units["mg"], *words.units["ml"])))
     turned = rf"(?<![A-Za-z0-9#/])(?P<unit>{mass})\.?\s+(?P<low>{_NUMBER})(?![\d.,]*\d)(?!\s*(?:{unit}|%))"
     return compiled(amount), compiled(turned), unit_of
@@ -178,16 +184,46 @@ def _amounts(masked: str) -> tuple[Amount, ...]:
             unit = unit_of[groups["unit"].casefold()]
             low = _number(groups["low"])
             high = _number(groups["high"]) if groups.get("high") else low
+            if low is None or high is None:
+                continue
             if unit == "g":
                 low, high, unit = low * 1000, high * 1000, "mg"
-            found.append(Amount(match.start(), match.end(), low, high, unit, bool(groups.get("body"))))
+            slashed = groups.get("slash") is not None
+            found.append(Amount(match.start(), match.end(), low, high, unit, bool(groups.get("body")), slashed))
         for match in pattern.finditer(left):
             left = _mask(left, match.start(), match.end(), AMOUNT)
     return tuple(sorted(found, key=lambda amount: amount.start))
 
 
-def _number(text: str) -> float:
-    """``1,000`` is a thousand, ``7,5`` is seven and a half."""
+def _spelled() -> str:
+    """A number in words, always the whole of it: "five" of "twenty-five" is none."""
+    word = rf"(?:{'|'.join(sorted((*load_words().number_words, *_SCALES), key=len, reverse=True))})"
+    return rf"(?:a\s)?{word}(?:(?:[\s-]|(?<=hundred)\sand\s|(?<=thousand)\sand\s){word})*"
+
+
+def _spelled_number(text: str) -> float | None:
+    """``twenty-five`` is 25, ``one hundred and fifty`` 150; None where the words make no number ("two five")."""
+    known = load_words().number_words
+    thousands, below, last = 0, 0, 0
+    for word in re.findall("[a-z]{2,}", text.casefold()):
+        if word == "and":
+            continue
+        if word == "thousand":
+            thousands, below = max(1, below) * 1000, 0
+        elif word == "hundred":
+            below = max(1, below) * 100
+        elif 0 < last < 20 or (last and known[word] >= 10):
+            return None
+        else:
+            below += known[word]
+        last = known.get(word, 0)
+    return float(thousands + below)
+
+
+def _number(text: str) -> float | None:
+    """``1,000`` is a thousand, ``7,5`` is seven and a half; None for words that make no number."""
+    if text[0].isalpha():
+        return _spelled_number(text)
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         return float(text.replace(",", ""))
     return float(text.replace(",", "."))

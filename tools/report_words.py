@@ -164,6 +164,7 @@ class ReportWords(_Part):
     units: dict[Unit, tuple[str, ...]]
     per_body: tuple[str, ...]
     per_other: tuple[str, ...]
+    number_words: dict[str, int]
     not_doses: str
     dose_words: str
     former: str
@@ -174,6 +175,9 @@ class ReportWords(_Part):
     mixed_volume: str
     parting: str
     diluted: str
+    ratio: str
+    planned_dose: str
+    planned_changed: str
     fillers: tuple[str, ...]
     each: str
     each_before: str
@@ -188,6 +192,7 @@ class ReportWords(_Part):
     coordination: str
     coordinator: str
     joints: Joints
+    of_all: str
     connectors: str
     finite: str
     clause_before: str

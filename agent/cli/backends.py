@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,15 +13,20 @@ from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, help="List the language-model backends, and check whether one works.")
 
+UserFile = Annotated[
+    Path | None, typer.Option("--backends", help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
+]
+
 
 @app.command("list")
 def list_(
     json_: Annotated[bool, typer.Option("--json", help="Print the entries as JSON.")] = False,
+    file: UserFile = None,
 ) -> None:
     """Print every backend: the built-in ones and those of your own file."""
     from agent.backends import default_user_file, load_backends
 
-    backends = load_backends()
+    backends = load_backends(file)
     if json_:
         _print_json(
             [{**backend.model_dump(mode="json"), "key_is_set": backend.key_is_set} for backend in backends.values()]
@@ -42,7 +48,7 @@ def list_(
         )
     console = Console()
     console.print(table)
-    path = default_user_file()
+    path = file or default_user_file()
     console.print(
         f"Your own backends: {escape(str(path))}{'' if path.exists() else ' (not there)'}",
         highlight=False,
@@ -54,13 +60,14 @@ def list_(
 def check(
     name: Annotated[str, typer.Argument(help="Name of the backend.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    file: UserFile = None,
 ) -> None:
     """Reach the endpoint and try text, streaming, an image, structured output and a tool call. Costs a few requests."""
     from agent.backend_check import check_backend
     from agent.backends import load_backends, resolve_chain
     from models.errors import BackendError
 
-    backend = resolve_chain(name, load_backends())[0]
+    backend = resolve_chain(name, load_backends(file))[0]
     console = Console()
     with Console(stderr=True).status(f"Checking {escape(name)}...") as status:
         report = check_backend(

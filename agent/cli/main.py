@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from agent.cli import backends, case, chat, data, evaluate, plan, prompts, report, train
+from agent.cli import backends, case, chat, data, evaluate, plan, prompts, report, serve, train
 from evals.cli import app as evaluations  # light: its commands load the harness when they run
 from models.errors import MewmError
 
@@ -44,6 +44,7 @@ app.add_typer(prompts.app, name="prompts")
 app.add_typer(report.app, name="report")
 plan.register(app)
 chat.register(app)
+serve.register(app)
 train.register(app)
 evaluate.register(app)
 

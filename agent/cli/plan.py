@@ -197,10 +197,19 @@ def demo_case() -> Path:
         CaseError: it can't be written.
     """
     if not (DEMO_FOLDER / "case.json").is_file():
-        from models.phantom.cohort import write_demo_case
-
-        write_demo_case(DEMO_FOLDER)
+        write_demo(DEMO_FOLDER)
     return DEMO_FOLDER
+
+
+def write_demo(folder: Path) -> None:
+    """Write the demo case from its seed.
+
+    Raises:
+        CaseError: it can't be written.
+    """
+    from models.phantom.cohort import write_demo_case
+
+    write_demo_case(folder)
 
 
 def execute(run: Run, as_json: bool, answer: GateAnswer | None = None, by: str = "") -> None:

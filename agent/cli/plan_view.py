@@ -16,6 +16,7 @@ from rich.text import Text
 
 from agent.events import Degraded, DepthFinished, Event, NodeStarted, ToolFinished, ToolProgress, ToolStarted
 from agent.plan import Estimate, Finalist, Plan, RuleFinding
+from models.clinical_survival import ClinicalRisk
 
 DOING = {
     "describe_case": "measuring the case",
@@ -161,12 +162,25 @@ def plan_panel(plan: Plan, chosen: Finalist) -> Panel:
         lines.append(f"mRECIST {a.response.mrecist_change_percent.mean:+.0f} % ({counts} of {a.objective.n} replicas)")
     if a.median_survival_months is not None:
         lines.append(f"Median survival {a.median_survival_months:g} months by the survival model")
+    if plan.clinical is not None:
+        lines.append(clinical_line(plan.clinical))
     if plan.margin is not None:
         interval = plan.margin_interval
         span = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
         sure = "" if plan.confidence is None else f", best in {plan.confidence:.0%} of resamples"
         lines.append(f"Margin over the runner-up {plan.margin.mean:+.3f}{span}{sure}")
     return Panel(Group(doses, *[Text(line) for line in lines]), title=Text(a.key, style="bold green"), expand=False)
+
+
+def clinical_line(found: ClinicalRisk) -> str:
+    """What the record alone says by the clinical model, and how good that is."""
+    if found.log_risk is None or found.c_index is None:
+        return f"Clinical model: not evaluable (the record lacks {', '.join(found.not_evaluable)})"
+    c = found.c_index
+    return (
+        f"Clinical model {found.log_risk:+.2f} by the record alone, part of no risk (n = {found.n} real patients, "
+        f"c-index {c.value:.2f}, {c.low:.2f} to {c.high:.2f})"
+    )
 
 
 def blocked_panel(plan: Plan) -> Panel:

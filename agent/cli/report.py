@@ -47,14 +47,17 @@ def extract(
     backends: Annotated[
         Path | None, typer.Option(help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
     ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt set: a name (`mewm prompts list`) or a folder.", show_default="mewm")
+    ] = None,
 ) -> None:
     """Extract agents, roles, doses, particle sizes, the level of attenuation and the core action text from a report.
 
-    With --llm the report is sent to that backend, with dates as offsets and identifiers taken out; names of people in
-    running text can't be recognised safely.
+    With --llm the report is sent to that backend, with dates as offsets and identifiers taken out; of people's names
+    only those that the words before them announce ("patient", "performed by", "Dr").
     """
     text = _text(file)
-    read = _reader(tuple(llm or ()), backends)
+    read = _reader(tuple(llm or ()), backends, prompts)
     if not lines:
         reading = read(text)
         if as_json:
@@ -100,21 +103,24 @@ def _text(file: str) -> str:
         raise InputError(f"{_name(file)} is not UTF-8 text: save it as UTF-8 and try again.") from exc
 
 
-def _reader(names: tuple[str, ...], backends: Path | None) -> Callable[[str], ReportReading]:
+def _reader(names: tuple[str, ...], backends: Path | None, prompts: str | None) -> Callable[[str], ReportReading]:
     """What reads one report: the word rules, or language models."""
     if not names:
-        if backends is not None:
-            raise InputError("The word rules ask no backend: name one with --llm, or leave --backends out.")
+        if backends is not None or prompts is not None:
+            raise InputError(
+                "The word rules ask no backend: name one with --llm, or leave --backends and --prompts out."
+            )
         from tools.extract_report import extract_report
 
         return extract_report
-    from agent.report_reading import chains, read_report
+    from agent.report_reading import chains, read_report, report_prompt
+    from prompts.sets import DEFAULT_SET
 
-    asked = chains(names, backends)
+    asked, prompt = chains(names, backends), report_prompt(prompts or DEFAULT_SET)
     errors = Console(stderr=True)
 
     def read(report: str) -> ReportReading:
-        found = read_report(report, asked)
+        found = read_report(report, asked, prompt)
         told(found, errors)
         return found.reading
 
@@ -149,7 +155,8 @@ def show(reading: ReportReading, console: Console) -> None:
         console.print(table)
     effect = reading.attenuation
     if effect is None:
-        console.print("Attenuation level: not stated")
+        differs = any(each.about == "level" for each in reading.disagreements)
+        console.print(f"Attenuation level: {'the readings differ' if differs else 'not stated'}")
     else:
         quotes = "; ".join(f"'{quote}'" for quote in effect.words)
         console.print(

@@ -155,6 +155,10 @@ def origin_rows(plan: Plan) -> list[tuple[str, str, str, bool]]:
     llm = plan.execution.llm
     policy = "a language model" if origin.policy_is_llm else "written rules, not a language model"
     baseline = "" if origin.baseline_n is None else f"; baseline survival fitted on n = {origin.baseline_n} patients"
+    clinical = []
+    if plan.clinical is not None and plan.clinical.log_risk is not None:
+        patients = f"fitted on n = {plan.clinical.n} real patients: {plan.clinical.data}"
+        clinical = [("Clinical model", "what the record alone says; part of no risk", patients, False)]
     networks = [
         ("World model", "the simulated CT after treatment", trained, synthetic),
         ("Segmentation", "viable, necrotic, oil; mRECIST, EASL, ml", trained, synthetic),
@@ -169,6 +173,7 @@ def origin_rows(plan: Plan) -> list[tuple[str, str, str, bool]]:
             "fixed table with sources (models/toxicity.yaml); not fitted to data",
             False,
         ),
+        *clinical,
         ("Rules", "what is blocked, warned of, or not evaluable", "rules file; each rule names its source", False),
         ("Doses", "ranges", "formulary; each agent names its sources", False),
         ("Policy", "which items are proposed and expanded", f"{origin.policy}: {policy}", False),
@@ -203,6 +208,55 @@ def score_rows(plan: Plan) -> list[ScoreRow]:
         grade = Cell(score.grade, note=note) if score.grade else dash()
         rows.append(ScoreRow(score.name, value, grade, score.source))
     return rows
+
+
+@dataclass(frozen=True)
+class ClinicalRow:
+    """A variable of the clinical model, what the record says of it, and what it adds; or the sum of all."""
+
+    meaning: str
+    value: Cell
+    log_hazard: Cell
+
+
+def clinical_rows(plan: Plan) -> list[ClinicalRow]:
+    """What each variable adds to the clinical model's log hazard, then their sum; no rows where it has no estimate."""
+    found = plan.clinical
+    if found is None or found.log_risk is None:
+        return []
+    rows = []
+    for i, part in enumerate(found.parts):
+        field = f"clinical.parts.{i}"
+        rows.append(
+            ClinicalRow(
+                part.meaning,
+                measure(part.value, "", f"{field}.value", "", 0 if part.value.is_integer() else 2),
+                measure(part.log_hazard, "", f"{field}.log_hazard", "", 2, signed=True),
+            )
+        )
+    total = measure(found.log_risk, "", "clinical.log_risk", "", 2, signed=True)
+    return [*rows, ClinicalRow("Together", dash(), total)]
+
+
+def clinical_sentences(plan: Plan) -> str:
+    """How good the clinical model is, what it says, and what it is no part of; why not, where it has no estimate."""
+    found = plan.clinical
+    if found is None:
+        return ""
+    missing = ", ".join(found.not_evaluable)
+    if found.log_risk is None or found.c_index is None:
+        return f"Not evaluable from this record (missing: {missing}); nothing is filled in."
+    c, median = found.c_index, found.median_survival_months
+    said = [
+        f"Log hazard against the mean of {found.n} real patients ({found.data}).",
+        f"Cross-validated c-index {c.value:.2f} ({c.low:.2f} to {c.high:.2f}), where 0.5 is a coin.",
+        "Median survival in that cohort at this log hazard: "
+        + (f"{number(median, 0)} months." if median is not None else "not reached in its follow-up."),
+        "It is the same for every protocol and part of no risk on this page; the search does not use it.",
+    ]
+    if missing:
+        said.append(f"A smaller variant of the model, since the record lacks: {missing}.")
+    return " ".join(said)
 
 
 def _input_name(name: str) -> str:

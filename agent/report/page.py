@@ -147,6 +147,8 @@ def render(
         goal=", ".join(name.replace("_", " ") for name in plan.goal.names),
         case_facts=case_facts,
         scores=grounds.score_rows(plan),
+        clinical=grounds.clinical_rows(plan),
+        clinical_note=grounds.clinical_sentences(plan),
         rationale=paragraphs(plan.explanation),
         observation=paragraphs(plan.observation),
     )

@@ -73,18 +73,26 @@ def _added(node: TreeNode) -> str:
 
 
 def tree_svg(plan: Plan) -> str:
-    """Draw the search tree.
+    """Draw the search tree of a plan."""
+    return draw_tree(plan.tree, chosen_path(plan))
+
+
+def draw_tree(nodes_so_far: Sequence[TreeNode], path: set[str]) -> str:
+    """Draw a search tree, finished or on its way.
 
     Each depth is a column with the beams that were kept, best on top, and the candidates that were not kept in small
     type below, named by the beam they extend. At most 14 of these are listed per column; the page's table has all.
+
+    Args:
+        nodes_so_far: The nodes, root included.
+        path: Ids of the nodes that lead to the chosen protocol.
     """
-    tree = [node for node in plan.tree if node.phase != "root"]
+    tree = [node for node in nodes_so_far if node.phase != "root"]
     if not tree:
         return ""
-    roots = [node for node in plan.tree if node.phase == "root"]
+    roots = [node for node in nodes_so_far if node.phase == "root"]
     depths = sorted({node.depth for node in tree})
-    names = tags(plan.tree)
-    path = chosen_path(plan)
+    names = tags(nodes_so_far)
     width, start = 1180.0, 62.0
     column = (width - start) / len(depths)
     box = min(column - 32.0, 460.0)
@@ -162,7 +170,8 @@ def _kept(
         size = 12 if len(_added(node)) < 19 or box > 300 else 11
         line = here.y + 19
         boxes.append(
-            f'<g data-node="{escape(node.node_id)}"><title>{escape(node.protocol)}: '
+            f'<g data-node="{escape(node.node_id)}" data-protocol="{escape(node.protocol)}">'
+            f"<title>{escape(node.protocol)}: "
             f"objective {risk or 'not evaluable'}{spread}, n = {node.n}. {escape(node.reason)}</title>"
             f'<rect x="{here.x:.1f}" y="{here.y:.1f}" width="{box:.1f}" height="{_BOX}" rx="7" fill="{fill}" '
             f'stroke="{"#0072B2" if strong else "#d5dde3"}"/>'
@@ -193,8 +202,8 @@ def _rest(
         missing = "rule" if node.status == "blocked" else "\N{EN DASH}"
         right = missing if node.objective is None else number(node.objective, 2)
         lines.append(
-            f'<g data-node="{escape(node.node_id)}"><title>{escape(node.protocol)}: {STATUS_WORDS[node.status]}. '
-            f"{escape(node.reason)}</title>"
+            f'<g data-node="{escape(node.node_id)}" data-protocol="{escape(node.protocol)}">'
+            f"<title>{escape(node.protocol)}: {STATUS_WORDS[node.status]}. {escape(node.reason)}</title>"
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="11" {ink}>{from_tag}{escape(_added(node))}</text>'
             f'<text x="{x + box - 8:.1f}" y="{y:.1f}" font-size="11" text-anchor="end" class="num" {ink}>'
             f"{right}</text></g>"

@@ -16,7 +16,7 @@ from pathlib import Path
 from evals.datasets.cards import render_card
 from evals.datasets.eval_case import Dataset, FollowUp, LeftOut, SearchSpace, content_hash
 from evals.datasets.stored_case import StoredCase, plannable
-from models.collection.clinical_table import TablePatient, read_clinical_table
+from models.collection.clinical_table import WEEKS_PER_MONTH, TablePatient, read_clinical_table
 from models.collection.splits import folds
 from models.errors import InputError
 from models.protocol import Protocol
@@ -25,7 +25,6 @@ VERSION = "1"
 VARIANTS = ("paper_style", "ctace_lipiodol", "raw")
 SPACE = SearchSpace("hcc_tace_seg")
 FOLDS = 5
-WEEKS_PER_MONTH = 4.345  # as the MeWM paper converts the table's weeks (its Table 4)
 BEADS, OIL = "Drug-eluting beads", "Lipiodol"
 
 

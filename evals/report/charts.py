@@ -143,7 +143,7 @@ def scatter_svg(points: Sequence[tuple[str, float, float, bool]], x_axis: str, y
     """
     if not points:
         return ""
-    width, height, left, right, top, bottom = 1120, 380, 70, 220, 16, 48
+    width, height, left, right, top, bottom = 1120, 380, 70, 30, 16, 48
     highest_x = max(x for _, x, _, _ in points) or 1.0
     low, high = min(y for _, _, y, _ in points), max(y for _, _, y, _ in points)
     pad = (high - low) * 0.1 or 1.0
@@ -165,12 +165,14 @@ def scatter_svg(points: Sequence[tuple[str, float, float, bool]], x_axis: str, y
     for label, value, quality, lead in sorted(points, key=lambda p: (p[1], -p[2])):
         x, y = left + value * sx, height - bottom - (quality - low) * sy
         line = y + 4
-        while any(abs(line - other) < 13 and abs(x - near) < 210 for near, other in taken):
+        while any(abs(line - other) < 13 and abs(x - near) < 260 for near, other in taken):
             line += 13
         taken.append((x, line))
         colour = LEAD if lead else OTHER
         out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{6 if lead else 4.5}" fill="{colour}" stroke="#fff"/>')
-        out.append(_text(x + 10, line, _short(label, 44), size=11.5, fill=INK if lead else MUTED))
+        # from the middle on the label stands on the left: on the right it would leave the picture
+        side = (x - 10, "end") if x > width / 2 else (x + 10, "start")
+        out.append(_text(side[0], line, _short(label, 44), size=11.5, anchor=side[1], fill=INK if lead else MUTED))
     return "".join([*out, "</svg>"])
 
 

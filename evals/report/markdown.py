@@ -8,13 +8,13 @@ from evals.report.survival import survival_text
 from evals.report.tables import Table, all_tables
 
 
-def report_markdown(summary: Summary) -> str:
-    """The whole report."""
+def report_markdown(summary: Summary, *, with_cases: bool = True) -> str:
+    """The whole report, or its figures without the table of cases."""
     parts = [f"# Evaluation: {summary.label} on {summary.spec.dataset}", ""]
     parts += [f"- {label}: {value}" for label, value in run_facts(summary)]
     if summary.notes:
         parts += ["", *(f"> {note}" for note in summary.notes)]
-    for table in all_tables(summary):
+    for table in all_tables(summary, with_cases=with_cases):
         parts += ["", *table_markdown(table)]
     if summary.calibration is not None:
         parts += ["", "## Calibration of the simulated risk", "", calibration_text(summary.calibration)]

@@ -23,6 +23,12 @@ from models.errors import InputError
 from models.formulary import Formulary
 
 LABELS = {"own": "{label}", "fallback": "{label}, fallback counted", "alone": "VLM alone, the paper's prompts"}
+BASELINES = {
+    "constant": "best constant", "frequency": "most frequent agents in the BCLC stage",
+    "neighbour": "gold of the nearest clinical record", "regressor": "regressor without simulation",
+    "regressor_told": "the same regressor, told the true risk of its training protocols",
+}  # fmt: skip
+"""What tables call a baseline that could not be run, and so told no label of its own."""
 NOT_RUN = {"alone": "no endpoint is configured (--backend)"}
 VERSUS = ("f1", "regret")
 """What every line is compared with the lead in; regret where the truth is known."""
@@ -46,7 +52,8 @@ class Line(ResultModel):
     figures: dict[str, Figure]
     micro_f1: float | None
     empty: int = Field(description="answers that are missing, invalid or do not count")
-    n: int
+    answers: int = Field(description="answers in all epochs")
+    n: int = Field(description="cases")
     not_run: str | None = None
 
 
@@ -237,7 +244,7 @@ def label_of(run: EvalRun, who: str) -> str:
     """What tables call a line."""
     if who in LABELS:
         return LABELS[who].format(label=run.spec.label)
-    return next((row.baselines[who].label for row in run.rows if who in row.baselines), who)
+    return next((row.baselines[who].label for row in run.rows if who in row.baselines), BASELINES.get(who, who))
 
 
 def _contestants(runs: Sequence[EvalRun]) -> list[tuple[EvalRun, str, str]]:
@@ -272,13 +279,24 @@ def _lines(
                 figures=figures,
                 micro_f1=micro_f1(pairs, formulary) if pairs else None,
                 empty=sum(entry.protocol is None for _, entry in entries),
+                answers=len(entries),
                 n=len({row.case_id for row, _ in entries}),
             )
         )
     there = {line.who for line in lines}
     missing = {**NOT_RUN, **{name: why for row in runs[0].rows for name, why in row.not_run.items()}, **not_run}
     lines += [
-        Line(who=who, label=label_of(runs[0], who), lead=False, figures={}, micro_f1=None, empty=0, n=0, not_run=why)
+        Line(
+            who=who,
+            label=label_of(runs[0], who),
+            lead=False,
+            figures={},
+            micro_f1=None,
+            empty=0,
+            answers=0,
+            n=0,
+            not_run=why,
+        )
         for who, why in missing.items()
         if who not in there
     ]

@@ -10,7 +10,7 @@ from evals.published import load_published
 from evals.report.summary import Board, CaseLine, Figure, Line, Summary
 from evals.results import STATUS_TEXT
 
-TERMINAL = ("f1", "jaccard", "regret", "gold_recall")
+TERMINAL = ("f1", "regret", "gold_recall")
 MAIN = ("f1", "jaccard", "precision", "recall", "regret", "win_vs_given", "gold_recall", "best_recall")
 FURTHER = (
     "exact", "drug_f1", "embolic_f1", "class_f1", "dose_within", "regret_of_random", "violations", "best_within",
@@ -69,12 +69,16 @@ def leaderboard(summary: Summary, board: Board, metrics: Sequence[str] = MAIN) -
         lead=f"on {summary.spec.dataset} {summary.spec.dataset_version}, {summary.spec.data_origin} patients; means "
         "over cases with 95 % bootstrap intervals by patient",
         columns=("who", "n", *(_label(name) for name in names), "no answer"),
-        rows=_board_rows(board, names, lambda line: str(line.empty)),
+        rows=_board_rows(board, names, _no_answer),
         note="Scores per case, then averaged, as in the paper. Both sets empty scores 1, one of them empty 0; an agent "
         "outside the action set is a false positive; an answer that is missing, invalid or degraded is empty. Regret: "
         "true risk of the choice minus that of the best allowed protocol, as a share of worst minus best; no answer "
         "counts as the worst allowed protocol.",
     )
+
+
+def _no_answer(line: Line) -> str:
+    return str(line.empty) if line.answers == line.n else f"{line.empty} of {line.answers}"
 
 
 def further(board: Board) -> Table:
@@ -142,7 +146,9 @@ def versus(summary: Summary) -> Table | None:
         metric = METRICS[v.metric]
         factor, digits = (100.0 if metric.percent else 1.0), metric.digits
         least = "n too small" if v.smallest_detectable is None else f"{v.smallest_detectable * factor:.{digits}f}"
-        difference = f"{v.mean * factor:+.{digits}f} [{v.low * factor:+.{digits}f}, {v.high * factor:+.{digits}f}]"
+        # rounded first, and + 0.0: a difference that is shown as nothing has no sign
+        mean, low, high = (round(value * factor, digits) + 0.0 for value in (v.mean, v.low, v.high))
+        difference = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
         rows.append(
             Row((
                 v.label, metric.label + (" %" if metric.percent else ""), difference, f"{v.p:.4g}", f"{v.p_holm:.4g}",
@@ -257,8 +263,8 @@ def _case_cells(
     return tuple(out)
 
 
-def all_tables(summary: Summary) -> list[Table]:
-    """Every table of a report, in order, the paper's after ours."""
+def all_tables(summary: Summary, *, with_cases: bool = True) -> list[Table]:
+    """Every table of a report, in order, the paper's after ours; that of the cases comes last."""
     between = versus(summary)
     return [
         *(table for board in summary.boards for table in (leaderboard(summary, board), further(board))),
@@ -267,5 +273,5 @@ def all_tables(summary: Summary) -> list[Table]:
         effort(summary),
         reach(summary),
         *(confusion(summary, board.variant) for board in summary.boards),
-        case_table(summary),
+        *([case_table(summary)] if with_cases else []),
     ]

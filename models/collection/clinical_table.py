@@ -26,6 +26,9 @@ from models.errors import InputError, RecordError
 from models.formulary import Formulary
 from models.protocol import Protocol
 
+WEEKS_PER_MONTH = 4.345
+"""As the MeWM paper turns the weeks of the table into months (its Table 4)."""
+
 Criterion = Literal["RECIST", "mRECIST", "EASL"]
 Category = Literal["CR", "PR", "SD", "PD"]
 Value = str | int | float | bool

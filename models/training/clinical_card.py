@@ -70,6 +70,12 @@ def clinical_card(study: ClinicalStudy) -> str:
             for one in model.variants
         ),
         "",
+        f"From the records of these {study.patients} patients as they are imported: "
+        f"{', '.join(f'{name} {count}' for name, count in study.from_records)}.",
+        "A record wants a number of tumours and the branch of an invaded vein; the table says multinodular and",
+        "invaded, which a record can't hold. So who lacks these two tends to have more disease than a smaller variant",
+        "says.",
+        "",
         "### Coefficients of the full variant",
         "",
         *_coefficients(full),
@@ -98,7 +104,8 @@ def clinical_card(study: ClinicalStudy) -> str:
         "",
         "Apart from planning: time counts from the follow-up scan (landmark), and the share of the three readers who",
         "saw a complete or partial mRECIST response is a further variable. Patients without a reading or without the",
-        "interval of the follow-up are left out.",
+        "interval of the follow-up are left out. The interval is the table's; docs/hcc-tace-seg.md says where the",
+        "scans have another.",
         "",
         f"- C-index {_with_interval(after.c_index)}, n = {after.n}, {after.deaths} deaths.",
         f"- The same patients without the response: {_with_interval(study.before_on_the_same)}.",

@@ -8,6 +8,7 @@ on the patients who have all of its variables.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,11 @@ from sksurv.metrics import brier_score
 from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
-from models.clinical_survival import ClinicalModel, Interval, Term, Variable, Variant
-from models.collection.clinical_table import ClinicalTable, TablePatient
+from models.clinical_survival import ClinicalModel, Interval, Term, Variable, Variant, clinical_risk
+from models.collection.clinical_table import WEEKS_PER_MONTH, ClinicalTable, TablePatient
 from models.errors import InputError
 from models.scores import six_and_twelve
 
-WEEKS_PER_MONTH = 4.345
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 OUTER, INNER, REPEATS, RESAMPLES = 5, 5, 20, 2000
 HORIZONS = (12.0, 24.0, 36.0)
@@ -444,7 +444,11 @@ def calibrate(rows: Rows, held: Held, seed: int) -> Calibration:
 
 @dataclass(frozen=True)
 class ClinicalStudy:
-    """The model and everything that its card tells."""
+    """The model and everything that its card tells.
+
+    Attributes:
+        from_records: how many patients each variant answers from the clinical record that an imported case carries.
+    """
 
     model: ClinicalModel
     penalties: tuple[float, ...]
@@ -453,6 +457,7 @@ class ClinicalStudy:
     before_on_the_same: Interval
     response_gain: Interval
     patients: int
+    from_records: tuple[tuple[str, int], ...]
 
 
 def study(table: ClinicalTable, seed: int, command: str, tick: Callable[[], None] | None = None) -> ClinicalStudy:
@@ -501,7 +506,14 @@ def study(table: ClinicalTable, seed: int, command: str, tick: Callable[[], None
         before_on_the_same=c_index(before, seed),
         response_gain=c_difference(after, before, seed),
         patients=len(table.patients),
+        from_records=answered(table, model),
     )
+
+
+def answered(table: ClinicalTable, model: ClinicalModel) -> tuple[tuple[str, int], ...]:
+    """How many patients each variant answers from their record, the share of the liver measured; the last is none."""
+    used = Counter(clinical_risk(patient.record, 0.0, model).variant or "none" for patient in table.patients)
+    return tuple((name, used[name]) for name in (*(one.name for one in model.variants if one.informative), "none"))
 
 
 def study_steps() -> int:

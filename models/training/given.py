@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.collection.clinical_table import read_clinical_table
+from models.collection.clinical_table import WEEKS_PER_MONTH, read_clinical_table
 from models.errors import InputError
 from models.formulary import Formulary
 from models.protocol import Protocol
 
-WEEKS_PER_MONTH = 4.345
 COLUMNS = ("case_id", "protocol", "months", "died")
 BEADS, OIL = "Drug-eluting beads", "Lipiodol"
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from models.case import Case
 from models.clinical_record import ClinicalRecord
-from models.collection.splits import split_of
+from models.collection.splits import split_of, splits_hash
 from models.errors import InputError, MewmError
 from models.networks.action import action_vector
 from models.networks.preset import Preset
@@ -114,6 +114,7 @@ def write_real_pool(
         json.dumps(
             {
                 "cases": [(case.case_id, case.content_hash, _registered(case)) for case in loaded],
+                "splits": splits_hash({case.case_id: split_of(case.case_id) for case in loaded}),
                 "given": {c.case_id: repr(given.get(c.case_id)) for c in loaded},
                 "size": preset.size,
                 "spacing": preset.spacing_mm,
@@ -149,7 +150,9 @@ def write_real_pool(
             "left_out": left_out,
             "data_hash": arguments,
         }
-        index.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        temporary = index.with_suffix(".tmp")
+        temporary.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(index)  # the index last and at once: it says that the cubes are complete
     except OSError as error:
         raise InputError(f"The cubes can't be written to {out}: {error.strerror}; choose another --out.") from error
     return RealPool.open(out)

@@ -24,6 +24,7 @@ from agent.search import parse_key
 from agent.state import CaseFacts, Conditions
 from models.case import ImageMeta, write_case
 from models.clinical_record import ClinicalRecord
+from models.clinical_survival import clinical_risk
 from models.errors import TransientToolError
 from models.formulary import Formulary
 from models.scores import prognostic_scores
@@ -38,6 +39,7 @@ from tools.simulate_tumor import Outcome, SimulateTumorResult
 from tools.survival_risk import RiskEstimate, SurvivalRiskResult
 
 Judge = Callable[[Sequence[str], bool], Mapping[str, str]]
+RECORD = ClinicalRecord(afp_ng_ml=800.0, child_pugh_class="B", portal_vein_invasion="branch", tumour_number=2)
 TIMES = tuple(float(t) for t in range(0, 61, 6))
 
 
@@ -260,6 +262,7 @@ class FakeWorld:
             baseline_origin="synthetic",
             weights_hash="fakeweights",
             origin="synthetic",
+            clinical=clinical_risk(RECORD, 0.2),
         )
 
     def measure_response(self, case_id: str, segmentation_ids: list[str]) -> MeasureResponseResult:

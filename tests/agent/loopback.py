@@ -290,7 +290,7 @@ class LoopbackServer:
             "input_price": 1.0,
             "output_price": 4.0,
             "price_source": "the test, 2026-11-01",
-            "timeout_s": 5.0,
+            "timeout_s": 60.0,
             **fields,
         }
 

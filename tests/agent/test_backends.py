@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -245,3 +247,20 @@ def test_cost_is_the_list_price() -> None:
 def test_an_entry_is_frozen() -> None:
     with pytest.raises(ValidationError):
         backend().model = "another"  # type: ignore[misc]
+
+
+LEAVING = """
+from agent.backends import chat_model
+from tests.agent.loopback import LoopbackServer, say
+
+server = LoopbackServer([say("Hello")]).__enter__()
+chat_model(server.backend()).invoke("Hello")
+server.__exit__(None, None, None)
+"""
+
+
+def test_no_connection_is_left_open_when_the_process_ends() -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", LEAVING]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=True)
+    assert "ResourceWarning" not in done.stderr, done.stderr

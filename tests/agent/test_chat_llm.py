@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -32,12 +33,7 @@ def world(tmp_path):
 def backends(world, **servers) -> PlannerSettings:
     """Settings with a backend file that holds the servers, each with the next one as its fallback."""
     names = list(servers)
-    entries = {
-        name: servers[name].entry(fallback=names[i + 1 : i + 2], timeout_s=servers[name].timeout_s)
-        if hasattr(servers[name], "timeout_s")
-        else servers[name].entry(fallback=names[i + 1 : i + 2])
-        for i, name in enumerate(names)
-    }
+    entries = {name: servers[name].entry(fallback=names[i + 1 : i + 2]) for i, name in enumerate(names)}
     path = world.folder / "backends.yaml"
     path.write_text(yaml.safe_dump({"backends": entries}))
     return TINY.model_copy(update={"backends": str(path)})
@@ -249,7 +245,7 @@ def test_a_stop_does_not_wait_for_a_silent_backend(world):
         threading.Timer(0.5, stop.set).start()
         began = time.monotonic()
         events = list(chat.say("Are you there?", stop))
-        assert time.monotonic() - began < 8  # its time-out is 5 s, with two retries
+        assert time.monotonic() - began < 30  # its time-out is 60 s; the grace of a stop is 1.5 s
         assert isinstance(events[-1], Stopped)
         assert answer_of(events_of(chat, "And now?")) == "Now I do."
 
@@ -280,3 +276,40 @@ def test_a_stop_during_a_tool_asks_the_model_no_more(world):
         assert len(server.requests) == 1
         assert "plan-1:" in answer_of(events_of(chat, "go on then"))
         assert set(Counter(world.world.simulated()).values()) == {1}
+
+
+def test_what_is_typed_loses_what_identifies_before_a_model_reads_it(world):
+    """Also what was typed before a language model came into the conversation."""
+    world.add_case("anna")
+    script = {
+        "And [removed], seen [day 0] and [day 3]? Open case again.": [
+            call("load_case", name="case"),
+            lambda r: told(r),
+        ],
+        "Now open Anna.": [call("load_case", name="anna")],
+        "Now open case.": ["never said", lambda r: told(r)],  # the same words, once that case is the open one
+    }
+    typed = "And Karl Jones, seen 2024-03-12 and 2024-03-15? Open JANE-ROE again."
+    with LoopbackServer(turns(script)) as server:
+        before = world.chat(case="jane-roe", settings=backends(world, main=server))
+        events_of(before, "Is Mr. John Smith, MRN 12-3456, seen 2024-03-12, case jane-roe, a candidate?")
+        events_of(before, "read report: MRN 77-1234: Oxaliplatin 100 mg was infused on 2024-03-12.")
+        world.store.change(before.thread_id, llm="main")
+        chat = world.chat(before.thread_id)
+        events = events_of(chat, typed)
+        assert "The case is open" in answer_of(events)
+        assert Path(chat.desk.thread.case_path).name == "jane-roe"
+        assert typed in [e.text for e in chat.history() if isinstance(e, Said)]  # people see what was typed
+        events_of(chat, "Now open Anna.")
+        assert Path(chat.desk.thread.case_path).name == "anna"
+    bodies = json.dumps([dict(r.body) for r in server.requests], ensure_ascii=False)
+    for secret in ("Smith", "12-3456", "77-1234", "2024", "Karl", "Jones", "jane-roe", "JANE-ROE", "4711"):
+        assert secret not in bodies, secret
+    assert "Oxaliplatin 100 mg was infused on [day 0]" in bodies
+
+
+def test_a_folder_called_case_is_never_taken_for_the_open_one(world):
+    world.add_case("case")
+    chat = world.chat(case="jane-roe")
+    assert "rename that folder" in answer_of(events_of(chat, "load case"))
+    assert Path(chat.desk.thread.case_path).name == "jane-roe"

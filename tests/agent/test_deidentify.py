@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.deidentify import NEUTRAL_ID, public_summary, public_text
+from agent.deidentify import NEUTRAL_ID, public_summary, public_text, public_words
 from tests.agent.llm_facts import CASE
 
 
@@ -23,6 +23,15 @@ from tests.agent.llm_facts import CASE
         ("jane@example.org, +49 170 1234567, https://x.org/a", "[removed], [removed], [removed]"),
         ("accession no. AB123", "[removed]"),
         ("case HCC_017 and hcc_017x", "case [removed] and hcc_017x"),
+        ("call 0171 2345678. Tel.030/1234567, (030) 123-4567", "call [removed]. Tel.[removed], ([removed]"),
+        ("6123-4567; no. 1234567.", "[removed]; no. [removed]."),
+        ("The patient John R. Smith; Patient: Smith, John (72)", "The patient [removed]; Patient: [removed] (72)"),
+        ("performed by Müller-Lang, assisted by J. Doe", "performed by [removed], assisted by [removed]"),
+        ("Operator: O'Neill", "Operator: [removed]"),
+        ("1000-2000 um, 100-300/300-500 µm, 500 - 1200 microns, 1000-1200um, 1000-2000微米", None),
+        ("AFP 121000 ng/mL, 1 000 000 IU, 110/70/120 mmHg", None),
+        ("Patient: Age 61. The patient Child-Pugh A. Patient Cisplatin 50 mg", None),
+        ("Final Angiography: Gelatin Sponge, Absolute Alcohol, DC Bead", None),
         ("AFP 400 ng/mL, 3.5 cm, 1,400 ml, 5-8 mm, 10^9/L, 1.1 mg/dL", None),
         ("spare liver function; at most 2 drugs by the 2022 rules", None),
         ("", None),
@@ -31,6 +40,20 @@ from tests.agent.llm_facts import CASE
 def test_free_text(text, public):
     """None: nothing is taken out."""
     assert public_text(text, ("HCC_017", "")) == (text if public is None else public)
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("Plan for Anna Müller: spare the liver", "Plan for [removed]: spare the liver"),
+        ("long survival, the Smith family asked on 2024-03-12", "long survival, the [removed] family asked on [day 0]"),
+        ("Jane Roe wants a long life", "[removed] wants a long life"),
+        ("Spare liver function; Child-Pugh A, HCC within Milan, Lipiodol or Gelatin Sponge", None),
+        ("John wants a long life", None),  # one word at the start may be any word
+    ],
+)
+def test_a_goal_loses_every_word_that_begins_like_a_name(text, public):
+    assert public_words(text) == (text if public is None else public)
 
 
 def test_a_case_has_a_neutral_id_and_no_age_above_89():

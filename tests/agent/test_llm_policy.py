@@ -277,6 +277,10 @@ def test_an_explanation_is_checked_and_the_person_s_words_are_no_facts():
     person = Removal(item="Cisplatin", rule_id="a person", reason="Mr. Miller, seen 2024-03-12, refuses it")
     asked = text_of(explaining(MEWM, facts(removed=(person,))))
     assert "[removed], seen [day 0], refuses it" in asked
+    person = Removal(item="Cisplatin", rule_id="a person", reason="Taken out by b chen: no stock")
+    asked = text_of(explaining(MEWM, facts(removed=(person,), people=("b chen",))))
+    assert "chen" not in asked
+    assert "Taken out by [removed]: no stock" in asked
 
 
 # ------------------------------------------------------------------------------------------------------------- privacy

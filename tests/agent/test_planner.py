@@ -17,8 +17,9 @@ from agent.search import parse_key
 from agent.settings import PlannerSettings
 from agent.state import STATE_TYPES
 from agent.trace import read_trace
+from models.clinical_survival import clinical_risk
 from models.errors import PlanningError, TransientToolError
-from tests.agent.fake_tools import FakeWorld, fake_services, make_case
+from tests.agent.fake_tools import RECORD, FakeWorld, fake_services, make_case
 from tests.agent.scripted import one_platinum
 
 SMALL = PlannerSettings(actions="hcc_tace_seg")
@@ -55,6 +56,8 @@ def test_a_plan_from_case_to_files(tmp_path, case):
     scores = {score.name: score for score in plan.scores}
     assert (scores["six-and-twelve"].value, scores["BCLC"].grade) == (4.1, "B")
     assert scores["ALBI"].missing == ("bilirubin_mg_dl", "albumin_g_dl")
+    assert plan.clinical == clinical_risk(RECORD, 0.2)
+    assert plan.clinical.log_risk is not None
     # Nothing was simulated twice, and the plan counts what was simulated.
     assert set(Counter(world.simulated()).values()) == {1}
     assert plan.simulations == len(world.simulated()) == plan.execution.simulated <= plan.settings["budget"]

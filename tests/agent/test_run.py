@@ -94,18 +94,19 @@ def test_resuming_a_finished_run_exports_the_same_files_again(tmp_path, case):
     assert [len(tool.calls) for tool in world.tools.values()] == calls
 
 
-def test_ctrl_c_stops_within_seconds_says_how_to_resume_and_the_run_goes_on(tmp_path, case):
+def test_ctrl_c_stops_between_two_simulations_says_how_to_resume_and_the_run_goes_on(tmp_path, case):
     folder, log = tmp_path / "run", tmp_path / "log"
-    process = child(case, folder, log, delay=0.05)
+    process = child(case, folder, log, delay=0.2)
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) > 3):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    began = time.monotonic()
+    simulated = len(log.read_text().splitlines())
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 5
+    _, errors = process.communicate(timeout=120)
+    # Counted in simulations and not in seconds, so that a busy machine can't fail it: the one at work is finished.
+    assert len(log.read_text().splitlines()) <= simulated + 5
     assert process.returncode == 130, errors
     assert f"resume with: mewm resume {folder}" in errors
     assert "Traceback" not in errors

@@ -132,7 +132,7 @@ def evaluated(own, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "runs" / "first"
     result = mewm("run", "own", "--data", own, "--stage", "propose", "--out", folder, "--baselines", "random,rules")
     assert "Leaderboard, gold: gold (4 cases)" in result.stdout
-    assert "random allowed protocol" in result.stdout
+    assert "random: random allowed protocol" in result.stdout  # the name that `compare FOLDER@NAME` takes, explained
     assert "not run" in result.stdout
     return folder
 

@@ -13,11 +13,12 @@ import pytest
 
 from evals.datasets import load_dataset
 from evals.metrics import score_protocol
-from evals.reader import KEY, READERS, Answers, Key, ReaderCase, make_reader, read_form, read_key
+from evals.reader import Answers, Key, ReaderCase, make_reader, read_form, read_key
 from evals.reader_score import EVERYBODY, reader_markdown, score_reader
 from evals.results import BaselineAnswers, EvalRun
 from evals.runner import run_evaluation
 from evals.solver import PlannerAgent, shared
+from evals.study import KEY, READERS
 from models.errors import InputError
 from models.formulary import Formulary
 from models.protocol import Protocol

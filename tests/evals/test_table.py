@@ -7,13 +7,16 @@ import pytest
 import evals.table as table
 from evals.ablation import ASSISTANT, WithoutAssistant
 from evals.baselines import NAMES
-from evals.prepare import Evaluation
+from evals.prepare import Evaluation, _LazyWorkspace
+from evals.report.page import write_reports
+from evals.report.summary import Summary
 from evals.results import BaselineAnswer, BaselineAnswers
 from evals.runner import run_evaluation
-from models.engine import Engine
 from models.response import VIABLE
 from tests.evals.fake_dataset import Says, dataset, protocol, spec
 from tests.tools.conftest import case_folder, engine, make_workspace, model, workspace  # noqa: F401 (fixtures)
+from tools.segment import segment
+from tools.simulate_tumor import simulate_tumor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
 SAYS = {
@@ -46,12 +49,18 @@ def prepared(monkeypatch):
     return calls
 
 
-def run(evaluation, folder):
-    return run_evaluation(folder, evaluation.spec, evaluation.dataset, evaluation.agent, evaluation.baselines)
+def run(jobs, not_run, out):
+    """As the command does, in this process."""
+    found = [
+        run_evaluation(j.folder, j.evaluation.spec, j.evaluation.dataset, j.evaluation.agent, j.evaluation.baselines)
+        for j in jobs
+    ]
+    return write_reports(found, out, not_run=not_run)
 
 
 def test_every_part_is_a_line_beside_the_baselines_and_what_is_finished_is_not_asked_again(prepared, tmp_path):
-    summary = table.full_table(tmp_path / "table", run, n=3, seed=4, planner={"replicas": 3})
+    out = tmp_path / "table"
+    summary = run(*table.evaluations(out, n=3, seed=4, planner={"replicas": 3}), out)
     assert {c["name"] for c in prepared} == {"phantom"}
     assert [c["limit"] for c in prepared] == [3] * 4
     assert [c["planner"] for c in prepared] == [
@@ -60,36 +69,68 @@ def test_every_part_is_a_line_beside_the_baselines_and_what_is_finished_is_not_a
     ]  # fmt: skip
     assert [c["parts_off"] for c in prepared] == [(), ("beam (B = 1)",), (), (ASSISTANT,)]
     assert [c["baselines"] for c in prepared] == [NAMES, (), (), ()]
+    assert len({id(c["dataset"]) for c in prepared}) == 1  # the truth of a case is computed once for all parts
     board = summary.boards[0]
     labels = {line.label: line for line in board.lines}
     assert labels["MeWM planner (guideline, without assistant)"].n == 3
     assert labels["constant"].n == 3
     for what in ("contrastive", "attenuation"):
         line = next(x for x in board.lines if x.not_run and what in x.not_run)
+        assert line.not_run.startswith("not trained")
         assert f"--weights-without {what}=FOLDER" in line.not_run
     assert len({v.label for v in summary.versus}) == 4
-    assert {p.name for p in (tmp_path / "table").iterdir()} >= {"planner", "greedy", "report.md", "report.html"}
+    assert {p.name for p in out.iterdir()} >= {"planner", "greedy", "report.md", "report.html"}
     before = len(prepared)
-    again = table.full_table(tmp_path / "table", run, n=3, seed=4, planner={"replicas": 3})
+    again = run(*table.evaluations(out, n=3, seed=4, planner={"replicas": 3}), out)
     assert [len(c["agent"].asked) for c in prepared[before:]] == [0] * 4
     assert again.boards == summary.boards
 
 
+def test_the_figures_are_published_without_cases(prepared, tmp_path):
+    summary = run(*table.evaluations(tmp_path / "table", n=3), tmp_path / "table")
+    table.publish_table(summary, tmp_path / "docs")
+    figures = Summary.model_validate_json((tmp_path / "docs" / "full-table.json").read_text())
+    assert figures.boards == summary.boards
+    assert figures.versus == summary.versus
+    text = (tmp_path / "docs" / "full-table.md").read_text()
+    assert "| MeWM planner (guideline, without assistant) | 3 |" in text
+    assert "not run: not trained" in text
+    assert "trace.jsonl" not in text
+    assert "case-1" not in text
+    assert str(tmp_path) not in text
+
+
 def test_weights_that_were_trained_without_a_part_are_run_where_they_are_given(prepared, tmp_path):
     given = {"contrastive": tmp_path / "no-ccl"}
-    table.full_table(tmp_path / "table", run, n=3, weights=tmp_path / "full", weights_without=given)
+    jobs, not_run = table.evaluations(tmp_path, n=3, weights=tmp_path / "full", weights_without=given)
     assert [c["weights"] for c in prepared] == [tmp_path / "full"] * 4 + [tmp_path / "no-ccl"]
     assert prepared[-1]["parts_off"] == ("contrastive learning",)
+    assert [j.folder.name for j in jobs][-1] == "no-contrastive"
+    assert list(not_run) == ["without attenuation"]
 
 
-def test_without_the_assistant_every_protocol_leaves_the_whole_tumour(model, workspace):  # noqa: F811 (fixtures)
-    """The shipped engine finds what is left; the ablated one calls the original tumour viable, and says who it is."""
-    ablated = WithoutAssistant.__new__(WithoutAssistant)
-    Engine.__init__(ablated, "cpu", model=model, precision="fp32", batch=4)
-    assert ablated.weights_hash == f"{model.weights_hash}-no-assistant"
+def test_without_the_assistant_every_protocol_leaves_the_whole_tumour(workspace):  # noqa: F811 (fixture)
+    """The shipped engine finds what is left; the ablated one calls the original tumour viable."""
+    full = workspace.engine
+    ablated = WithoutAssistant(full)
+    assert (ablated.model, ablated.precision, ablated.batch) == (full.model, full.precision, full.batch)
     prepared = workspace.prepared("two")
     mask = prepared.numbers > 0
     found = ablated.segment(prepared.pre, prepared.pre, mask)
     assert found.shape == prepared.pre.shape
     assert ((found == VIABLE) == mask).all()
     assert set(found.ravel()) <= {0, VIABLE}
+
+
+def test_with_and_without_the_assistant_share_outcomes_and_no_segmentation(workspace, tmp_path):  # noqa: F811
+    full = workspace.engine
+    paths = {"two": workspace.case("two").path}
+    with_it = _LazyWorkspace(paths, tmp_path / "shared", lambda: full)
+    without = _LazyWorkspace(paths, tmp_path / "shared", lambda: WithoutAssistant(full), ASSISTANT)
+    calls = [simulate_tumor("two", ["Cisplatin; Lipiodol"], [0, 1], workspace=w) for w in (with_it, without)]
+    assert [(c.simulated, c.from_cache) for c in calls] == [(2, 0), (0, 2)]
+    ids = [o.outcome_id for o in calls[0].outcomes]
+    one, two = (segment(ids, workspace=w) for w in (with_it, without))
+    assert (one.segmented, two.segmented) == (2, 2)
+    assert not {s.segmentation_id for s in one.segmentations} & {s.segmentation_id for s in two.segmentations}
+    assert len({s.viable_ml for s in two.segmentations}) == 1  # nothing is looked for: the whole tumour, every time

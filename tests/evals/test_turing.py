@@ -17,7 +17,8 @@ from scipy import stats
 from agent.run import start_run
 from agent.settings import PlannerSettings
 from evals.slices import axial_png, tumour_centre, tumour_levels
-from evals.turing import KEY, READERS, Key, KeyedSlice, make_turing, read_form, read_key, score_turing, turing_markdown
+from evals.study import KEY, READERS
+from evals.turing import Key, KeyedSlice, make_turing, read_form, read_key, score_turing, turing_markdown
 from models.case import Case, ImageMeta, write_case
 from models.errors import CaseError, InputError, MaskError, RunError
 from models.volume import Volume, write_nifti

@@ -69,6 +69,17 @@ def test_check_of_an_endpoint_that_is_only_in_the_users_file(home: Path) -> None
     assert [check["status"] for check in report["checks"]] == ["works"] * 6
 
 
+def test_a_file_can_be_named(home: Path) -> None:
+    path = home / "others.yaml"
+    with LoopbackServer(capable) as server:
+        path.write_text(yaml.safe_dump({"backends": {"elsewhere": server.entry()}}), encoding="utf-8")
+        listed = mewm_backends("list", "--backends", str(path))
+        assert "elsewhere" in listed.output
+        assert "others.yaml" in " ".join(listed.output.split())
+        assert mewm_backends("check", "elsewhere", "--backends", str(path)).exit_code == 0
+    assert mewm_backends("check", "elsewhere").exit_code == 2
+
+
 def test_check_fails_with_the_exit_code_of_backends(home: Path) -> None:
     with LoopbackServer(lambda request: error(404)) as server:
         own_file(home, lab=server.entry())

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from agent.cli.report import app
 from models.errors import BackendError, InputError
+from prompts.sets import load_prompt_set
 from tests.agent.loopback import LoopbackServer, as_json, error
 from tests.agent.test_report_reading import REPORT, answer
 
@@ -61,6 +62,8 @@ def test_every_line_is_a_report(tmp_path: Path) -> None:
         ("ok\n" + "x" * 10_001, ("--lines",), "Line 2 of"),
         (TEXT, ("--llm", "nobody"), "no backend 'nobody'"),
         (TEXT, ("--backends", "x.yaml"), "--llm"),
+        (TEXT, ("--prompts", "mewm"), "--llm"),
+        (TEXT, ("--llm", "openai", "--prompts", "paper-policy"), "no prompt for 'extract_report'"),
     ],
 )
 def test_user_errors_are_sentences(
@@ -78,7 +81,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_two_language_models(tmp_path: Path) -> None:
-    other = answer(items=answer()["items"][:2])
+    other = answer(items=answer()["items"][:2], attenuation=None)
     with LoopbackServer([as_json(answer())]) as one, LoopbackServer([as_json(other)]) as two:
         own = tmp_path / "backends.yaml"
         own.write_text(yaml.safe_dump({"backends": {"a": one.entry(), "b": two.entry()}}), encoding="utf-8")
@@ -86,6 +89,7 @@ def test_two_language_models(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for words in (
         "Disagreement on Epirubicin, given: a: given; b: not given",
+        "Attenuation level: the readings differ",
         "a + b",
         "a: 1 requests, 100 + 20 tokens",
     ):
@@ -100,3 +104,22 @@ def test_a_line_that_no_model_can_read_is_named(tmp_path: Path) -> None:
     assert isinstance(done.exception, BackendError)
     assert str(done.exception).startswith("Line 2 of")
     assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
+
+
+def test_a_prompt_of_ones_own_reads(tmp_path: Path) -> None:
+    own = tmp_path / "ours"
+    own.mkdir()
+    (own / "set.yaml").write_text("title: ours\nsource: us\n", encoding="utf-8")
+    text = load_prompt_set("mewm").prompt("extract_report").text.replace("id: mewm-", "id: ours-")
+    (own / "extract_report.md").write_text(text.replace("Write down", "Please write down"), encoding="utf-8")
+    with LoopbackServer([as_json(answer())]) as server:
+        path = tmp_path / "backends.yaml"
+        path.write_text(yaml.safe_dump({"backends": {"a": server.entry()}}), encoding="utf-8")
+        done = mewm_report(file(tmp_path, REPORT), "--llm", "a", "--backends", path, "--prompts", own)
+        assert done.exit_code == 0, done.output
+        assert "ours-extract-report@1" in done.output
+        assert "Please write down what was given" in server.requests[0].last_user
+        (own / "extract_report.md").write_text(text.replace("ReportFacts", "Facts"), encoding="utf-8")
+        refused = mewm_report(file(tmp_path, REPORT), "--llm", "a", "--backends", path, "--prompts", own)
+    assert "output_schema has to be ReportFacts" in str(refused.exception)
+    assert len(server.requests) == 1

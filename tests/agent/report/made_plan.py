@@ -30,6 +30,7 @@ from agent.plan import (
     TreeNode,
 )
 from models.clinical_record import ClinicalRecord
+from models.clinical_survival import clinical_risk
 from models.protocol import Protocol
 from models.scores import prognostic_scores
 from models.volume import Volume
@@ -355,6 +356,9 @@ def made_plan(**changes: Any) -> Plan:
         "before": Before(tumour_ml=57.9, viable_ml=55.1, longest_diameter_mm=48.0, mrecist_mm=48.0, easl_mm2=1809.0),
         "scores": prognostic_scores(
             ClinicalRecord(bilirubin_mg_dl=1.0, albumin_g_dl=4.0, afp_ng_ml=500.0, bclc="B", child_pugh_score=6), 4.8, 2
+        ),
+        "clinical": clinical_risk(
+            ClinicalRecord(afp_ng_ml=800.0, child_pugh_class="B", portal_vein_invasion="branch", tumour_number=2), 0.2
         ),
         "observation": "One hypervascular lesion of 48 mm.\n\n- no portal vein invasion\n- no shunt seen",
         "proposals": (

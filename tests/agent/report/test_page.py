@@ -13,6 +13,7 @@ import pytest
 from agent.plan import Plan, TreeNode
 from agent.report import page, write_report
 from models.clinical_record import ClinicalRecord
+from models.clinical_survival import clinical_model, clinical_risk
 from models.errors import RunError
 from models.scores import prognostic_scores
 from tests.agent.report.made_plan import MadeWorkspace, blocked_plan, made_plan, made_workspace
@@ -359,6 +360,31 @@ def test_a_milder_rule_that_fires_does_not_hide_what_could_not_be_judged(
     plan = made_plan(rules=(warned,), not_evaluable=(warned.unclear,))
     text = " ".join(visible(written(plan, workspace, tmp_path)).split())
     assert "L04: fired as warn; a severer level is not evaluable (missing: record.shunt_marked)." in text
+
+
+def test_the_clinical_model_with_what_each_variable_adds_or_what_is_missing(
+    workspace: MadeWorkspace, tmp_path: Path
+) -> None:
+    plan = made_plan()
+    assert plan.clinical is not None
+    assert plan.clinical.log_risk is not None
+    elements = written(plan, workspace, tmp_path).elements
+    first = next(i for i, e in enumerate(elements) if e.attributes.get("id") == "clinical")
+    last = next(i for i, e in enumerate(elements) if i > first and e.tag == "p")
+    cells = ["".join(e.text) for e in elements[first:last] if e.tag == "td"]
+    rows = {cells[i]: cells[i + 2] for i in range(0, len(cells), 3)}
+    terms = clinical_model().variants[0].terms
+    expected = terms["multinodular"].coefficient * (1 - terms["multinodular"].mean)  # two tumours
+    assert rows["more than one tumour (1) or one (0)"] == f"{expected:+.2f}"
+    assert rows["Together"] == f"{plan.clinical.log_risk:+.2f}"
+    assert len(rows) == len(terms) + 1
+    text = " ".join("".join(elements[last].text).split())
+    assert f"mean of {clinical_model().variants[0].n} real patients" in text
+    assert "part of no risk on this page" in text
+    thin = made_plan(clinical=clinical_risk(ClinicalRecord(afp_ng_ml=800.0)))
+    (tmp_path / "thin").mkdir()
+    told = " ".join(visible(written(thin, workspace, tmp_path / "thin")).split())
+    assert "Not evaluable from this record (missing: Child-Pugh class, portal vein invasion" in told
 
 
 def test_scores_with_class_and_source_or_what_is_missing(workspace: MadeWorkspace, tmp_path: Path) -> None:

@@ -237,6 +237,8 @@ def test_study_yaml_and_card(monkeypatch: pytest.MonkeyPatch) -> None:
     full = found.model.variants[0]
     for figure in (f"{full.c_index.value:.3f} ({full.c_index.low:.3f}", "BCLC stage alone", "six-and-twelve", "Slope"):
         assert figure in card
+    assert sum(count for _, count in found.from_records) == found.patients == 90
+    assert f"as they are imported: {', '.join(f'{name} {count}' for name, count in found.from_records)}." in card
     assert "P17" not in card
     assert "P17" not in text
     assert found.model.after_treatment.terms.keys() == {*NAMES, "responders"}
