@@ -453,16 +453,23 @@ def _show(summary: Summary, console: Console) -> None:
 
     for board in summary.boards:
         main = leaderboard(summary, board, TERMINAL)
-        shown = RichTable(
-            *main.columns, title=f"{main.title} ({summary.n_cases} cases)", title_justify="left", box=box.SIMPLE
-        )
+        shown = RichTable(title=f"{main.title} ({summary.n_cases} cases)", title_justify="left", box=box.SIMPLE)
+        shown.add_column(main.columns[0], min_width=max(map(len, NAMES)))
+        for column in main.columns[1:]:
+            shown.add_column(column)
+        not_run = []
         for row, line in zip(main.rows, board.lines, strict=True):
+            if line.not_run is not None:
+                not_run.append(f"{line.label}: not run: {line.not_run}")
+                continue
             # by the name that `compare FOLDER@NAME` takes; what it means stands in the report, or where there is room
             who = line.who if line.who in NAMES else line.label
             if line.who in NAMES and console.width >= WIDE:
                 who = f"{line.who}: {line.label}"
             cells = (who, *(cell.replace(" [", "\n[") for cell in row.cells[1:]))
-            shown.add_row(*cells, style="bold" if row.css == "own" else "dim" if row.css == "notrun" else None)
+            shown.add_row(*cells, style="bold" if line.lead else None)
         console.print(shown)
+        for text in not_run:
+            console.print(text, style="dim", markup=False, highlight=False)
     for note in summary.notes:
         console.print(note, markup=False, highlight=False)

@@ -100,12 +100,14 @@ def evaluations(
 
 
 def publish_table(summary: Summary, folder: Path) -> None:
-    """Write the figures of the table as `full-table.json` and `full-table.md`, without cases and traces.
+    """Write the figures of the table as `full-table.json` and `full-table.md`, without cases, traces and paths.
 
     Raises:
         RunError: the folder can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figures = summary.model_copy(update={"cases": (), "regrets": {}, "calibration": None})
+    spec = summary.spec.model_copy(update={"weights": None})  # a path of this machine; their hash is a condition
+    calibration = summary.calibration and summary.calibration.model_copy(update={"pairs": ()})
+    figures = summary.model_copy(update={"spec": spec, "cases": (), "regrets": {}, "calibration": calibration})
     write_text(folder / "full-table.json", figures.model_dump_json(indent=1) + "\n")
     write_text(folder / "full-table.md", report_markdown(summary, with_cases=False))

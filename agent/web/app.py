@@ -24,12 +24,13 @@ from agent.web import approval_panel, plan_panel, report_panel, settings_panel
 from agent.web.access import Access, Owner
 from agent.web.cases import Shelf, panel_value
 from agent.web.chat_panel import Transcript
+from agent.web.layout import Watch
 from agent.web.plan_panel import PICK, part, problem
 from agent.web.server import LOOPBACK, make_server
 from agent.web.shown import Shown, Updates, look, plan_at_work
 from agent.web.turns import Begin, Conversation, Conversations, in_turn, services_in_turn
 from agent.web.viewer import scene
-from agent.web.volumes import OpenWorkspace, default_workspace
+from agent.web.volumes import OpenWorkspace, case_of, default_workspace
 from models.errors import InputError, MewmError
 from tools.registry import RegisteredTool
 
@@ -37,7 +38,15 @@ TITLE = "MeWM workbench"
 # A reload keeps the name, but not the next person at this machine: it is the tab's, not the browser's.
 _KEEP_NAME = "(name) => sessionStorage.setItem('mewm-name', name)"
 _KNOWN_NAME = "() => sessionStorage.getItem('mewm-name') || ''"
-HEAD = '<meta name="referrer" content="same-origin"><meta name="color-scheme" content="light">'
+HEAD = """<meta name="color-scheme" content="light">
+<script>
+  // The page has one look: grey values and colours mean something on it. Gradio would follow the system's dark mode.
+  document.addEventListener('DOMContentLoaded', () => {
+    const light = () => document.body.classList.remove('dark');
+    new MutationObserver(light).observe(document.body, { attributes: true, attributeFilter: ['class'] });
+    light();
+  });
+</script>"""
 _KEEP_URL = "(id) => history.replaceState(null, '', id ? '?thread=' + encodeURIComponent(id) : location.pathname)"
 
 
@@ -97,7 +106,7 @@ def theme() -> Any:
         radius_size=gr.themes.sizes.radius_md,
         text_size=gr.themes.sizes.text_sm,
         spacing_size=gr.themes.sizes.spacing_sm,
-    )
+    ).set(button_primary_background_fill="#00619c", button_primary_background_fill_hover="#004f80")
 
 
 class Workbench(Shown):
@@ -187,31 +196,26 @@ class Workbench(Shown):
             return {told: "", self.waits: []}
 
         done = button.click(answer, form, [told, self.waits], show_progress="hidden")
-        done.then(self._follow, [self.thread, self.plans], self._outputs(), show_progress="hidden")
+        done.then(self._follow, [self.thread, self.plans, self.watch], self._outputs(), show_progress="hidden")
 
     def _wire(self, page: gr.Blocks) -> None:
         every = self._outputs()
         quiet: dict[str, Any] = {"show_progress": "hidden"}
-        follow: dict[str, Any] = {"fn": self._follow, "inputs": [self.thread, self.plans], "outputs": every, **quiet}
-        following = []
+        follow: dict[str, Any] = {
+            "fn": self._follow, "inputs": [self.thread, self.plans, self.watch], "outputs": every, **quiet
+        }  # fmt: skip
 
         def turn(event: Any, fn: Any, inputs: list[Any]) -> None:
-            begun = event(fn, inputs, every, **quiet)
-            following.append(begun.then(**follow))
+            event(fn, inputs, every, **quiet).then(**follow)
 
         turn(page.load, self._load, [])
         turn(self.send.click, self._say, [self.words, self.thread, self.name])
         turn(self.words.submit, self._say, [self.words, self.thread, self.name])
         turn(self.chat.example_select, self._say_example, [self.thread, self.name])
         turn(self.resume.click, self._resume, [self.thread, self.name])
-        stays = list(following)
-        for event, fn, inputs in (
-            (self.cases.select, self._open_case, [self.thread]),
-            (self.threads.select, self._open_thread, []),
-            (self.new.click, self._new_thread, [self.thread, self.case]),
-        ):
-            begun = event(fn, inputs, every, cancels=stays, **quiet)
-            begun.then(**follow)
+        turn(self.cases.select, self._open_case, [self.thread, self.watch])
+        turn(self.threads.select, self._open_thread, [self.watch])
+        turn(self.new.click, self._new_thread, [self.thread, self.case, self.watch])
         self.thread.change(None, [self.thread], None, js=_KEEP_URL)
         page.load(None, None, [self.name], js=_KNOWN_NAME)
         self.name.change(None, [self.name], None, js=_KEEP_NAME)
@@ -237,23 +241,32 @@ class Workbench(Shown):
         told = "" if not asked or asked in known else problem("That conversation is not among yours.")
         return {**self._page(owner, thread), self.chat_problem: told, self.name: owner.name or gr.skip()}
 
-    def _open_case(self, thread: str, event: gr.EventData, request: gr.Request) -> Updates:
+    def _open_case(self, thread: str, watch: Watch, event: gr.EventData, request: gr.Request) -> Updates:
         """Open a case: its latest conversation, or a new one."""
-        owner = self.access.owner(request)
-        name = str(event.case)
-        path = str((owner.cases / name).resolve())
+        owner, name = self.access.owner(request), str(event.case)
+        watch.turn_to()
+        try:
+            path = str(case_of(owner, name).path.resolve())
+        except MewmError as exc:
+            return {self.chat_problem: problem(str(exc))}
         for found in ChatStore(owner.chats).threads():
             if found.case_path == path:
                 return self._page(owner, found.thread_id)
         return self._begin(owner, thread, name)
 
-    def _open_thread(self, event: gr.EventData, request: gr.Request) -> Updates:
+    def _open_thread(self, watch: Watch, event: gr.EventData, request: gr.Request) -> Updates:
+        watch.turn_to()
         return self._page(self.access.owner(request), str(event.thread))
 
-    def _new_thread(self, thread: str, case: str, request: gr.Request) -> Updates:
+    def _new_thread(self, thread: str, case: str, watch: Watch, request: gr.Request) -> Updates:
         owner = self.access.owner(request)
-        if not case:
-            return {self.chat_problem: problem("Open a case first: a conversation is about a case.")}
+        try:
+            if not case:
+                raise InputError("Open a case first: a conversation is about a case.")
+            case_of(owner, case)
+        except MewmError as exc:
+            return {self.chat_problem: problem(str(exc))}
+        watch.turn_to()
         return self._begin(owner, thread, case)
 
     def _begin(self, owner: Owner, before: str, case: str) -> Updates:
@@ -307,12 +320,13 @@ class Workbench(Shown):
         self._open(request, thread).stop.set()
         return gr.update(value="Stopping", interactive=False)
 
-    def _follow(self, thread: str, shown: str | None, request: gr.Request) -> Iterator[Updates]:
+    def _follow(self, thread: str, shown: str | None, watch: Watch, request: gr.Request) -> Iterator[Updates]:
         """Show a turn as it goes, and the conversation as it stands when the turn has ended."""
-        owner = self.access.owner(request)
+        owner, here = self.access.owner(request), watch.turn_to()
+        nothing_new: Updates = {self.words: gr.skip()}  # Gradio shows the last word of a generator again; none empties
         conversation = self.conversations.get(owner, thread) if thread else None
         if conversation is None or not conversation.at_work:
-            yield {self.words: gr.skip()}  # Gradio empties what a generator without a word is to change
+            yield nothing_new
             return
         chat = conversation.chat
         before = chat.desk.plans()
@@ -324,6 +338,9 @@ class Workbench(Shown):
         }
         transcript, heard, planned, grown = Transcript(), 0, False, True
         for count in conversation.follow():
+            if watch.number != here:  # the page looks at something else, or another follows
+                yield nothing_new
+                return
             new = conversation.heard[heard:count]
             heard = count
             transcript.hear(new)
@@ -359,9 +376,13 @@ class Workbench(Shown):
 
     def _show_protocol(self, thread: str, plan_id: str | None, key: str, request: gr.Request) -> Any:
         owner = self.access.owner(request)
-        chat = self.conversations.get(owner, thread).chat
-        looked = look(chat, plan_id or "")
-        return scene(owner, chat.desk.case_path(), looked.plan, right=f"simulated:{key}", keys=looked.keys)
+        try:
+            chat = self.conversations.get(owner, thread).chat
+            looked = look(chat, plan_id or "")
+            path = chat.desk.case_path()
+        except MewmError as exc:
+            return scene(owner, None, message=str(exc))
+        return scene(owner, path, looked.plan, right=f"simulated:{key}", keys=looked.keys)
 
     def _choose(self, thread: str, llm: str, prompts: str, request: gr.Request) -> Updates:
         """Another backend or prompt set; where it can't be used, why, and the choice that holds."""

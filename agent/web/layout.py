@@ -29,6 +29,18 @@ element.addEventListener('click', event => {
 """
 
 
+class Watch:
+    """What a page looks at now. One who follows a turn stops when the page looks at something else."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def turn_to(self) -> int:
+        """Look at something else, or anew; returns what tells it from before."""
+        self.number += 1
+        return self.number
+
+
 class Layout:
     """The controls of one page, made in the order in which they stand."""
 
@@ -37,6 +49,7 @@ class Layout:
         self.thread = gr.Textbox(visible="hidden", elem_id="thread-id")
         self.case = gr.Textbox(visible="hidden", elem_id="case-name")
         self.waits = gr.State([])
+        self.watch = gr.State(Watch())
         with gr.Row(elem_id="bench", equal_height=False):
             with gr.Column(elem_id="nav", scale=0, min_width=216):
                 self._nav()

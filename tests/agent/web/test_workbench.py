@@ -218,9 +218,8 @@ def test_stop_resume_reload_and_the_keyboard(browser, small):
         "key => document.querySelector('#viewer [data-side=\"right\"] select').value === key", arg=f"simulated:{key}"
     )
     person.tab("Protocols")
-    row = page.locator("#protocol-table tbody tr").nth(1).locator("td").first
-    name = row.inner_text().strip()
-    row.click()
+    name = page.locator(".card .or [data-protocol]").first.get_attribute("data-protocol")
+    page.locator("#protocol-table").get_by_text(name, exact=True).first.click()
     page.wait_for_function(
         "key => document.querySelector('#viewer [data-side=\"right\"] select').value === key", arg=f"simulated:{name}"
     )
@@ -232,10 +231,36 @@ def test_stop_resume_reload_and_the_keyboard(browser, small):
     assert person.faults == []
 
 
+def test_a_search_goes_on_while_the_page_shows_another_conversation(browser, small):
+    person = browser.person(small)
+    page = person.page
+    person.open_case()
+    first = page.url
+    page.fill("#name textarea", "Dr Chen")
+    person.say("plan")
+    person.waiting("actions").get_by_role("button", name="Approve").click()
+    page.wait_for_selector("#stop", state="visible")
+    page.click("#new-thread")
+    page.wait_for_function("first => location.href !== first", arg=first)
+    person.say("help")
+    page.wait_for_selector('#chat :text("what can be asked")')
+    page.wait_for_timeout(3000)  # what the other conversation says must not come here
+    assert "approve plan-1" not in page.inner_text("#chat")
+    assert page.url != first
+    page.click('#threads button:has-text("plan")')
+    page.wait_for_url(first)
+    person.waiting("plan")
+    assert "approve plan-1 as Dr Chen" in page.inner_text("#chat")
+    assert person.faults == []
+
+
 def test_what_can_not_be_done_is_said_at_its_place(browser, small):
     person = browser.person(small)
     page = person.page
+    page.emulate_media(color_scheme="dark")
     page.goto(person.address)
+    page.wait_for_selector("#bench")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(233, 238, 242)"
     person.say("plan")
     page.wait_for_selector('#chat-problem :text("No case is open")')
     page.click('#cases [data-case="demo"] button')
