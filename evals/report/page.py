@@ -105,9 +105,18 @@ def _marks(board: Board, metric: str, factor: float) -> list[Mark]:
 
 
 def _cost(board: Board, quality: str) -> str:
-    """Quality against effort: money where any was spent, else seconds; what simulates nothing costs nothing."""
-    spent = any((f := line.figures.get("cost_usd")) is not None and f.mean > 0 for line in board.lines)
-    name, axis = ("cost_usd", "cost per case (USD, list price)") if spent else ("seconds", "seconds per case")
+    """Quality against effort: money where any was spent, else what was simulated, else seconds.
+
+    Seconds say little where evaluations share their simulations, or the machine with others.
+    """
+    spent = [
+        name
+        for name in ("cost_usd", "simulations", "seconds")
+        if any((figure := line.figures.get(name)) is not None and figure.mean > 0 for line in board.lines)
+    ]
+    name = spent[0] if spent else "seconds"
+    axis = {"cost_usd": "cost per case (USD, list price)", "simulations": "simulations per case",
+            "seconds": "seconds per case"}[name]  # fmt: skip
     factor, label = (1.0, "regret (less is better)") if quality == "regret" else (100.0, "F1 %")
     points = []
     for line in board.lines:
