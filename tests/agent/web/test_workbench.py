@@ -125,7 +125,7 @@ def test_from_the_demo_case_to_the_report(browser, shipped, tmp_path):
     download.value.save_as(tmp_path / "dicom.zip")
     assert any(name.endswith(".dcm") for name in zipfile.ZipFile(tmp_path / "dicom.zip").namelist())
 
-    page.reload()
+    person.reload()
     page.wait_for_selector(f'.mw-plan h2 [data-protocol="{key}"]')
     assert "what if renal failure" in page.inner_text("#chat")
     person.drawn("right")
@@ -197,7 +197,7 @@ def test_stop_resume_reload_and_the_keyboard(browser, small):
     person.say("plan")
     person.waiting("actions").get_by_role("button", name="Approve").click()
     page.wait_for_selector("#stop", state="visible")
-    page.reload()  # the turn goes on, and the page finds it
+    person.reload()  # the turn goes on, and the page finds it
     page.wait_for_selector('#chat :text("approve plan-1 as Dr Chen")')
     if page.locator("#stop").is_visible():
         began = time.monotonic()
@@ -219,7 +219,7 @@ def test_stop_resume_reload_and_the_keyboard(browser, small):
     )
     person.tab("Protocols")
     name = page.locator(".card .or [data-protocol]").first.get_attribute("data-protocol")
-    page.locator("#protocol-table").get_by_text(name, exact=True).first.click()
+    page.locator("#protocol-table").get_by_text(name, exact=True).locator("visible=true").first.click()
     page.wait_for_function(
         "key => document.querySelector('#viewer [data-side=\"right\"] select').value === key", arg=f"simulated:{name}"
     )
@@ -282,11 +282,10 @@ def test_the_patient_hcc_009(browser, shipped, real_data: Path, tmp_path):
     person = browser.person(shipped, 1920, 1080)
     page = person.page
     page.goto(person.address)
-    image = next(path for path in sorted(source.glob("*.nii.gz")) if "label" not in path.name)
-    labels = next(path for path in sorted(source.glob("*label*.nii.gz")))
-    page.set_input_files("#cases input[type=file]", [image, labels])
+    page.wait_for_selector('#cases [data-case="demo"]')
+    page.set_input_files("#cases input[type=file]", [source / "pre_arterial.nii.gz", source / "pre_labels.nii.gz"])
     page.click("#cases button.mc-go")
-    page.wait_for_url("**thread=**", timeout=LONG_S * 1000)
+    page.wait_for_url("**thread=**")
     began = time.monotonic()
     person.drawn("left")
     print(f"HCC_009 shown {time.monotonic() - began:.1f} s after it was opened")
