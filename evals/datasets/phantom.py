@@ -140,7 +140,7 @@ class PhantomCase(EvalCase):
 
 def nominal_liver_percent(patient: Patient) -> float:
     """Share of the liver that the tumours take, of the volumes that the patient was drawn with."""
-    return 100.0 * patient.tumour_ml / (1500.0 * patient.liver_scale**3)
+    return patient.liver_percent
 
 
 def excluded(patient: Patient) -> str | None:
