@@ -1,7 +1,7 @@
 """The phantom's data card: the cohort beside the real collection, how hard it is, and what its scans show.
 
-Only aggregate figures are written, never a patient's row. Where the real table or scans are not given, the real column is
-that of the shipped card, computed from them once.
+Only aggregate figures are written, never a patient's row. Where the real table or scans are not given, the real column
+is that of the shipped card, computed from them once.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from models.phantom.version import parameters, phantom_hash
 
 Figures = dict[str, Any]
 CITATION: Final = (
-    "Real figures: HCC-TACE-Seg, The Cancer Imaging Archive, CC BY 4.0 (Moawad et al. 2021, doi:10.7937/TCIA.5FNA-0924; "
-    "Morshid et al. 2019, doi:10.1148/ryai.2019180021; Clark et al. 2013, doi:10.1007/s10278-013-9622-7): aggregates over "
-    "70 of its 105 patients, and the scans of HCC_009. The cohort's parameters were set after these same figures, so that "
-    "their agreement is a fit and no test."
+    "Real figures: HCC-TACE-Seg, The Cancer Imaging Archive, CC BY 4.0 (Moawad et al. 2021, "
+    "doi:10.7937/TCIA.5FNA-0924; Morshid et al. 2019, doi:10.1148/ryai.2019180021; Clark et al. 2013, "
+    "doi:10.1007/s10278-013-9622-7): aggregates over 70 of its 105 patients, and the scans of HCC_009. The cohort's "
+    "parameters were set after these same figures, so that their agreement is a fit and no test."
 )
 _SIZE = 64
 _VISIBLE_SEED = 500_000
@@ -174,21 +174,23 @@ def _hard_rows(figures: Figures) -> list[tuple[str, str]]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]  # a protocol's key holds a bar
+    return [*lines, *(f"| {' | '.join(row)} |" for row in cells), ""]
 
 
 _HEAD = ("", "real", "phantom")
 _EXPLAIN = {
-    "quantiles": "Quantiles 5 / 25 / 50 / 75 / 95 %. Changes are the median of three readers on the real side and a perfect "
-    "reader on the phantom's; real readers differ by 7 (RECIST) and 13 (mRECIST) percentage points (median SD). Survival: "
-    "Kaplan-Meier times by which 10 / 25 / 50 / 75 / 90 % have died; '-' or a missing value where fewer have.",
-    "hu": "HU of one real patient (HCC_009, medians; scans resampled to 2.5 mm and smoothed) beside the cohort's 5 / 50 / "
-    "95 % of patients' medians, rendered at 2.5 mm.",
-    "hardness": "Regret is the loss in true log hazard against the patient's best protocol, as a share of worst minus best; "
-    "means with 95 % bootstrap intervals by patient. The record-only oracle knows the whole response model and the record, "
-    "and averages over the tumours of patients with a similar record. All patients whom no rule excludes count.",
-    "visibility": "R2 of a cross-validated random forest on eleven simple measures of the arterial scan: what the image "
-    "shows is there, overlapping and noisy.",
+    "quantiles": "Quantiles 5 / 25 / 50 / 75 / 95 %. Changes are the median of three readers on the real side and a "
+    "perfect reader on the phantom's; real readers differ by 7 (RECIST) and 13 (mRECIST) points of percent (median "
+    "SD). Survival: Kaplan-Meier times by which 10 / 25 / 50 / 75 / 90 % have died; missing where fewer have.",
+    "hu": "HU of one real patient (HCC_009, medians; scans resampled to 2.5 mm and smoothed) beside the cohort's "
+    "5 / 50 / 95 % of patients' medians, rendered at 2.5 mm.",
+    "hardness": "Regret is the loss in true log hazard against the patient's best protocol, as a share of worst minus "
+    "best; means with 95 % bootstrap intervals by patient. The record-only oracle knows the whole response model and "
+    "the record, and averages over the tumours of patients with a similar record. All patients whom no rule excludes "
+    "count.",
+    "visibility": "R2 of a cross-validated random forest on eleven simple measures of the arterial scan: what the "
+    "image tells overlaps and is noisy.",
 }
 
 
@@ -274,5 +276,6 @@ def _page(figures: Figures, picture: bytes) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(template).render(
         figures=figures, citation=CITATION, explain=_EXPLAIN, picture=base64.b64encode(picture).decode(), traits=TRAITS,
-        tables=[_pairs(figures, "quantiles"), _pairs(figures, "shares")], hu=_hu_rows(figures), hard=_hard_rows(figures),
+        tables=[_pairs(figures, "quantiles"), _pairs(figures, "shares")], hu=_hu_rows(figures),
+        hard=_hard_rows(figures),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """How hard the phantom is to plan for: what no constant protocol, and no reader of the record alone, can do on it.
 
-Everything follows from the response model, without rendering a scan. The risks of all protocols of a patient are computed
-at once, in the same terms as `models.phantom.response.respond`; a test holds the two against each other.
+Everything follows from the response model, without rendering a scan. The risks of all protocols of a patient are
+computed at once, in the same terms as `models.phantom.response.respond`; a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,8 +114,8 @@ def as_seen(patient: Patient) -> Patient:
 def record_only(patient: Patient, library: Sequence[Patient], space: Space) -> Array:
     """Mean log hazard of every protocol over other patients' tumours under this patient's record.
 
-    The tumours are those of the most similar records: the same stated shunt, one or several tumours alike, and the nearest
-    share of the liver. It is what a perfect planner knows who reads the record and never looks at the image.
+    The tumours are those of the most similar records: the same stated shunt, one or several tumours alike, and the
+    nearest share of the liver. It is what a perfect planner knows who reads the record and never looks at the image.
     """
     record = patient.record
 
@@ -134,7 +135,7 @@ def record_only(patient: Patient, library: Sequence[Patient], space: Space) -> A
     return np.asarray(np.mean([risks(replace(as_seen(other), record=record), space) for other in near], axis=0))
 
 
-def measure_hardness(n: int, tick: Callable[[], None] = lambda: None) -> dict[str, object]:
+def measure_hardness(n: int, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """The hardness figures of the data card.
 
     Args:
@@ -172,7 +173,7 @@ def measure_hardness(n: int, tick: Callable[[], None] = lambda: None) -> dict[st
     )
     constant = int(regret.mean(axis=0).argmin())
     share = best.most_common(1)[0][1] / len(regret)
-    figures: dict[str, object] = {
+    figures: dict[str, Any] = {
         "n": len(regret),
         "seeds": [FIRST_SEED, seed - 1],
         "protocols": len(space.protocols),

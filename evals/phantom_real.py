@@ -39,7 +39,8 @@ def _share(flags: Sequence[bool]) -> Figures:
 def _survival(months: Sequence[float], died: Sequence[bool]) -> Figures:
     """Kaplan-Meier times by which 10 / 25 / 50 / 75 / 90 % have died; shorter where the follow-up ends before."""
     time, alive = kaplan_meier_estimator(np.array(died, bool), np.array(months, float))
-    reached = [float(time[np.argmax(alive <= 1.0 - d)]) for d in _DIED if (alive <= 1.0 - d).any()]
+    dead = 1.0 - alive + 1e-9  # a product of fractions: half may come out as a hair less
+    reached = [float(time[np.argmax(dead >= d)]) for d in _DIED if (dead >= d).any()]
     return {"n": len(months), "quantiles": reached}
 
 
@@ -55,7 +56,9 @@ def regimen_of(protocol: Protocol | None) -> str | None:
 
 def _change(patient: TablePatient, criterion: Any) -> float | None:
     """Median of the readers' changes in percent."""
-    found = [100.0 * (r.after / r.before - 1.0) for r in patient.readings(criterion) if r.before and r.after is not None]
+    found = [
+        100.0 * (r.after / r.before - 1.0) for r in patient.readings(criterion) if r.before and r.after is not None
+    ]
     return float(np.median(found)) if found else None
 
 

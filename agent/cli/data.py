@@ -70,10 +70,8 @@ def card(
     """Set the phantom cohort beside the real collection, and show how hard it is to plan for."""
     from evals.phantom_card import measure_card, write_card
 
-    given = [("--table", table), ("--scans", scans)]
-    command = f"mewm data card --n {n} --hardness-n {hardness_n} --scans-n {scans_n}" + "".join(
-        f" {name} {path.name}" for name, path in given if path
-    )
+    command = f"mewm data card --n {n} --hardness-n {hardness_n} --scans-n {scans_n}"
+    command += (" --table TABLE" if table else "") + (" --scans FOLDER" if scans else "")
     totals = {"patients": n, "scans": scans_n, "hardness": hardness_n, "visibility": scans_n}
     with Progress() as bar:
         lines = {name: bar.add_task(name, total=total) for name, total in totals.items()}

@@ -60,11 +60,10 @@ class Anatomy:
         """Parenchyma and the vessels in it, tumours not taken out."""
         return np.asarray(self.tissue == _CODE["liver"])
 
-    def paint(self, patient: Patient, contrast: Contrast, open_shunt: float) -> FloatArray:
+    def paint(self, contrast: Contrast, open_shunt: float) -> FloatArray:
         """HU without tumours and noise.
 
         Args:
-            patient: For the portal thrombus.
             contrast: HU by tissue.
             open_shunt: In [0, 1]; fills portal branches early.
         """
@@ -162,7 +161,11 @@ def render_anatomy(patient: Patient, grid: Grid) -> Anatomy:
     put(cavity & (grid.z[None, None, :] > dome[:, :, None]), "lung")
     put(cavity & heart, "heart")
 
-    size = look["splenomegaly"] * float(rng.uniform(0.9, 1.1)) if patient.record.cirrhosis else float(rng.uniform(0.85, 1.1))
+    size = (
+        look["splenomegaly"] * float(rng.uniform(0.9, 1.1))
+        if patient.record.cirrhosis
+        else float(rng.uniform(0.85, 1.1))
+    )
     spleen = ball((-100.0, -34.0, 12.0), np.array((27.0, 42.0, 46.0)) * size) & cavity
     put(spleen, "spleen")
     for x in (58.0, -60.0):
@@ -183,7 +186,10 @@ def render_anatomy(patient: Patient, grid: Grid) -> Anatomy:
     depth = shape.liver_depth(grid)
     room = skin > max(inner, WALL_MM * 0.5)
     if patient.record.ascites == "mild":
-        put((depth > -look["ascites_reach"]) & (depth <= 0) & cavity & (grid.z[None, None, :] < dome[:, :, None]), "fluid")
+        put(
+            (depth > -look["ascites_reach"]) & (depth <= 0) & cavity & (grid.z[None, None, :] < dome[:, :, None]),
+            "fluid",
+        )
     put((depth > 0.0) & room, "liver")
     liver = tissue == _CODE["liver"]
     if rng.random() < look["gallbladder"]:
@@ -245,7 +251,7 @@ def render_anatomy(patient: Patient, grid: Grid) -> Anatomy:
     fields = [smooth_field(grid, seed + k, scale) for k, scale in ((6, 26.0), (7, 26.0), (8, 30.0), (9, 30.0))]
     portal_tree = _branches(fields[0], fields[1], calibre) * liver
     hepatic_tree = _branches(fields[2], fields[3], calibre) * liver * (1.0 - portal_tree)
-    artery_tree = _branches(fields[0] - np.float32(0.3), fields[1], np.float32(0.05)) * liver * (1.0 - portal_tree)
+    artery_tree = _branches(fields[0] - np.float32(0.3), fields[1], 0.05) * liver * (1.0 - portal_tree)
     stripes = coarse + 0.5 * fine
     oral = look["oral_contrast"]
     stomach_hu = float(rng.uniform(*oral["hu"]) if rng.random() < oral["share"] else rng.uniform(5.0, 40.0))

@@ -78,8 +78,9 @@ KNOTS = 20
 def smooth_field(grid: Grid, seed: int, scale_mm: float) -> FloatArray:
     """A Gaussian-like random field of mean 0 and variance about 1, the same in world space on every grid.
 
-    White noise on a lattice that repeats every `KNOTS` steps, interpolated with cubic B-splines. The lattice is small, so
-    that a scan needs milliseconds; over the few centimetres that a texture is looked at, the repetition can't be seen.
+    White noise on a lattice that repeats every `KNOTS` steps, interpolated with cubic B-splines. The lattice is small,
+    so that a field needs milliseconds; over the few centimetres that a texture is looked at, the repetition can't be
+    seen.
 
     Args:
         grid: Where to evaluate it.

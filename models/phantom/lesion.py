@@ -70,7 +70,10 @@ def lesion_depth(patient: Patient, lesion: Lesion, grid: Grid, ratio: float = 1.
     keep = _keep(lesion, patient.traits["infiltration"])
     scaled = np.array(lesion.radii_mm) * ratio ** (1.0 / 3.0)
     return np.asarray(
-        1.0 - np.float32(keep) * grid.distance(lesion.centre_mm, scaled) / _swell(lesion, patient.traits["infiltration"], grid),
+        1.0
+        - np.float32(keep)
+        * grid.distance(lesion.centre_mm, scaled)
+        / _swell(lesion, patient.traits["infiltration"], grid),
         np.float32,
     )
 
@@ -81,7 +84,9 @@ def _swell(lesion: Lesion, infiltration: float, grid: Grid) -> FloatArray:
     lumps = smooth_field(grid, lesion.seed, float(np.clip(0.5 * radius, 4.0, 20.0)))
     ragged = smooth_field(grid, lesion.seed + 5, float(np.clip(0.25 * radius, 3.5, 9.0)))
     swell = np.float32(border["smooth"] + border["infiltration"] * infiltration) * np.clip(lumps, -2.3, 2.3)
-    return np.asarray(1.0 + swell + np.float32(border["ragged"] * infiltration) * np.clip(ragged, -2.3, 2.3), np.float32)
+    return np.asarray(
+        1.0 + swell + np.float32(border["ragged"] * infiltration) * np.clip(ragged, -2.3, 2.3), np.float32
+    )
 
 
 @lru_cache(maxsize=64)

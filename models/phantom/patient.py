@@ -23,8 +23,8 @@ Vector = npt.NDArray[np.float64]
 class Lesion:
     """One tumour: an ellipsoid with an irregular border. Lengths in mm in world coordinates (RAS).
 
-    `response` multiplies the log kill of this lesion. A `satellite` is a small one close to the largest, that grows fast
-    where it lives.
+    `response` multiplies the log kill of this lesion. A `satellite` is a small one close to the largest, that grows
+    fast where it lives.
     """
 
     centre_mm: tuple[float, float, float]
@@ -49,9 +49,9 @@ class Lesion:
 class Patient:
     """One phantom patient.
 
-    `traits` are the image-visible features in [0, 1]: vascularity, core, infiltration, capsule, shunt, texture. `hidden`
-    holds a multiplier per item (in `ITEM_ORDER`) that nothing shows. `toxicity_sensitivity` multiplies the fixed toxicity
-    term; `shrinkage` is added to the share of dead tissue that goes.
+    `traits` are the image-visible features in [0, 1]: vascularity, core, infiltration, capsule, shunt, texture.
+    `hidden` holds a multiplier per item (in `ITEM_ORDER`) that nothing shows. `toxicity_sensitivity` multiplies the
+    fixed toxicity term; `shrinkage` is added to the share of dead tissue that goes.
     """
 
     patient_id: str

@@ -286,7 +286,8 @@ def content_hash(folder: Path) -> str:
     """Short hash of what a rendered pool teaches: every action, label and outcome, and the first scans."""
     digest = hashlib.sha256()
     for name in ("actions", "true_log_risk", "toxicity", "time_months", "spacing_mm", "shares", "post_labels"):
-        digest.update(np.load(folder / f"{name}.npy", mmap_mode="r").tobytes())
+        for row in np.load(folder / f"{name}.npy", mmap_mode="r"):  # never the whole array in memory
+            digest.update(np.ascontiguousarray(row).tobytes())
     digest.update(np.load(folder / "post.npy", mmap_mode="r")[:8].tobytes())
     return digest.hexdigest()[:16]
 

@@ -70,12 +70,13 @@ def render(
     rng = np.random.default_rng([patient.seed, 17, scan_seed, 0 if phase == "arterial" else 1])
     grid = Grid.from_affine(affine, shape)
     noise_hu = float(rng.uniform(*look["noise_hu"])) if noise_hu is None else noise_hu
-    blur_vox = tuple(rng.uniform(*look["blur_vox"], 3)) if blur_vox is None else blur_vox
+    low, high = look["blur_vox"]
+    kernel = tuple(rng.uniform(low, high, 3)) if blur_vox is None else blur_vox
     contrast = draw_contrast(patient, phase, scan_seed)
     anatomy = anatomy or render_anatomy(patient, grid)
     open_shunt = (patient.traits["shunt"] if response is None else response.open_shunt) * with_tumour
-    hu, liver = anatomy.paint(patient, contrast, open_shunt), anatomy.liver
-    vessels = (anatomy.portal_vein, anatomy.aorta)
+    hu, liver = anatomy.paint(contrast, open_shunt), anatomy.liver
+    vessels = [anatomy.portal_vein, anatomy.aorta]
     if response is not None:
         breathing = look["breathing_mm"]
         offset = np.clip(rng.normal(0.0, breathing["sd"]), -breathing["limit"], breathing["limit"])
@@ -95,7 +96,7 @@ def render(
     organs[vessels[0]] = 3
     organs[vessels[1]] = 4
     organs[tumour] = 2
-    hu = gaussian_filter(hu, blur_vox)
+    hu = gaussian_filter(hu, kernel)
     grain = rng.standard_normal(shape, dtype=np.float32)
     sigma = np.full(3, rng.uniform(*look["grain_vox"]))
     if rng.random() < look["streaks"]:

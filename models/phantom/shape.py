@@ -83,7 +83,7 @@ class Shape:
 
 def draw_shape(rng: np.random.Generator, body_scale: float, liver_scale: float, cirrhosis: bool, seed: int) -> Shape:
     """Draws body and liver; a cirrhotic liver has a smaller right lobe, a larger left and caudate lobe, and nodules."""
-    lobes = []
+    lobes: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
     for (centre, radii), cirrhotic in zip(_LOBES, (0.94, 1.06, 1.2), strict=True):
         spread = (0.05, 0.05, 0.05) if not lobes else (0.16, 0.12, 0.12)
         size = np.array(radii) * liver_scale * np.exp(rng.normal(0.0, spread)) * (cirrhotic if cirrhosis else 1.0)

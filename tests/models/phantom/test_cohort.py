@@ -53,7 +53,7 @@ def test_there_is_nothing_beside_the_root() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_case_of_another_seed_is_not_taken_for_this_patient(tmp_path: Path) -> None:
-    cohort.write_phantom_case(cohort.draw_patient(6), tmp_path / cohort.draw_patient(5).patient_id)
+    cohort.write_phantom_case(draw_patient(6), tmp_path / draw_patient(5).patient_id)
     with pytest.raises(InputError, match="is not the case of this patient"):
         cohort.write_cohort(1, 5, tmp_path, tmp_path.with_name("truth"))
 
@@ -138,7 +138,9 @@ def test_the_pool_is_consistent(whole: PatchPool) -> None:
         patient = draw_patient(20 + i)
         assert whole.records[i] == patient.record
         assert whole.given[i] == clinician_protocol(patient)
-        np.testing.assert_allclose(np.expm1(whole.burden[i, :, 0]), whole.shares[i, :, 0] * patient.tumour_ml, rtol=1e-4)
+        np.testing.assert_allclose(
+            np.expm1(whole.burden[i, :, 0]), whole.shares[i, :, 0] * patient.tumour_ml, rtol=1e-4
+        )
         for j, protocol in enumerate(whole.protocols[i]):
             oil = whole.post_labels[i, j] == 4
             assert bool(oil.any()) <= ("Lipiodol" in protocol.embolics)
