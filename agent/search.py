@@ -2,7 +2,8 @@
 
 A strategy grows candidates from the beams, asks for replicas until the depth is settled, and prunes. Whoever drives
 it (the planner graph, `run_search` in tests and evaluation) checks the rules, simulates what `jobs` asks for, and
-hands back the table of objectives (protocol key -> seed -> objective, lower is better):
+hands back the table of objectives (protocol key -> seed -> objective, lower is better). This is equation (4) of the
+paper: the argmin of the survival risk over the protocols that the policy proposes and the world model simulates.
 
     grow -> (rules) -> admit -> jobs -> (simulate) -> jobs -> ... -> prune -> grow -> ...
 

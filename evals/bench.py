@@ -1,5 +1,6 @@
-"""`python -m evals.bench search`: speed of this search against the same search done as the paper's public script does
-it.
+"""`python -m evals.bench`: speed of the engine (`engine`), of one plan (`plan`), and of the search (`search`).
+
+`search` sets this search beside the same search done as the paper's public script does it.
 
 The public script's loop (`loop_like_the_public_script`): B beams that start equal; at every horizon each beam tries
 every agent that the
@@ -15,6 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -27,10 +31,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from agent.events import Planned
+from agent.plan import read_plan
 from agent.run import start_run
 from agent.services import make_services
 from agent.settings import PlannerSettings
-from models.engine import Engine, Precision
+from evals.bench_engine import bench_engine
+from models.engine import Device, Engine, Precision
+from models.errors import RunError
 from models.phantom.cohort import write_demo_case
 from models.protocol import Kind, Protocol
 from models.toxicity import toxicity
@@ -171,15 +178,61 @@ def bench_search(settings: PlannerSettings, console: Console) -> dict[str, objec
     }
 
 
+def bench_plan(settings: PlannerSettings, console: Console) -> dict[str, object]:
+    """Times `mewm plan demo` in a process of its own: seconds, most memory, simulations."""
+    with tempfile.TemporaryDirectory() as name:
+        case = write_demo_case(Path(name) / "demo").path
+        chosen = {
+            "--drugs": settings.drugs, "--embolics": settings.embolics, "--beams": settings.beams,
+            "--replicas": settings.replicas,
+        }  # fmt: skip
+        options = [text for option, value in chosen.items() for text in (option, str(value))]
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "agent", "plan", str(case), "--run", str(Path(name) / "run"), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+        if done.returncode != 0:
+            raise RunError(f"The plan failed: {done.stderr.strip()[-400:]}")
+        plan = read_plan(Path(name) / "run" / "plan.json")
+    # of the largest child; in kilobytes on Linux
+    memory_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
+    horizons = f"{settings.drug_horizon} + {settings.embolic_horizon}"
+    console.print(
+        f"One plan (D = {settings.drugs}, E = {settings.embolics}, B = {settings.beams}, T = {settings.replicas}, "
+        f"horizons {horizons}): {seconds:.1f} s with start and report, {plan.execution.seconds:.1f} s of planning, "
+        f"{plan.simulations} simulations, at most {memory_gb:.2f} GB."
+    )
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "cores": os.cpu_count(),
+        "seconds": seconds,
+        "planning_seconds": plan.execution.seconds,
+        "seconds_by_node": plan.execution.seconds_by_node,
+        "simulations": plan.simulations,
+        "memory_gb": memory_gb,
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=["search"])
+    parser.add_argument("what", choices=["engine", "plan", "search"])
     parser.add_argument("--beams", type=int, default=5, help="B")
     parser.add_argument("--replicas", type=int, default=5, help="T")
+    parser.add_argument("--simulations", type=int, default=32, help="engine: how many in batches")
+    parser.add_argument("--one-by-one", type=int, default=6, help="engine: how many one at a time")
+    parser.add_argument("--steps", type=int, help="engine: sampling steps; by default the preset's")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
-    result = bench_search(PlannerSettings(beams=arguments.beams, replicas=arguments.replicas), Console())
+    console = Console()
+    settings = PlannerSettings(beams=arguments.beams, replicas=arguments.replicas)
+    if arguments.what == "engine":
+        devices: list[Device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        result = bench_engine(arguments.simulations, arguments.one_by_one, devices, console, arguments.steps)
+    elif arguments.what == "plan":
+        result = bench_plan(settings, console)
+    else:
+        result = bench_search(settings, console)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -35,8 +35,9 @@ from agent.state import CaseFacts
 from evals.regret import RiskTable, allowed_protocols, true_risks
 from evals.statistics import bootstrap_mean
 from models.phantom.cohort import all_protocols, write_phantom_case
-from models.phantom.patient import draw_patient, parameters
+from models.phantom.patient import draw_patient
 from models.phantom.response import respond
+from models.phantom.version import parameters, phantom_hash
 from models.protocol import Protocol
 from models.weights import DEFAULT_WEIGHTS, read_manifest
 from tools.workspace import Workspace
@@ -151,6 +152,7 @@ def evaluate(n: int, out: Path, settings: PlannerSettings, console: Console) -> 
         "weights": read_manifest(DEFAULT_WEIGHTS).weights_hash,
         "settings": settings.model_dump(mode="json"),
         "phantom_version": parameters()["version"],
+        "phantom": phantom_hash(),
     }
     ranked = rank_constants(settings)
     judged: list[dict[str, Any]] = []

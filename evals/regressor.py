@@ -140,7 +140,7 @@ def _training_pairs(patients: int, protocols: int) -> _Pairs:
     for case in islice(drawn, patients):
         patient, space = case.patient, case.space.protocols
         chosen = [space[index] for index in rng.choice(len(space), protocols, replace=False)]
-        liver_ml = 1500.0 * patient.liver_scale**3
+        liver_ml = patient.liver_ml
         harm = [toxicity(protocol, patient.record, patient.tumour_ml, liver_ml).log_hazard for protocol in chosen]
         inputs.append(_inputs(patient_features(patient), record_vector(patient.record), chosen, harm))
         hazards += [respond(patient, protocol).log_hazard for protocol in chosen]

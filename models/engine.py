@@ -29,6 +29,7 @@ from models.networks.denoiser import sample
 from models.networks.precision import autocast, supports_bf16
 from models.networks.record_vector import record_vector
 from models.networks.segmenter import segmenter_input
+from models.networks.tumour_profile import tumour_profile
 from models.patch import (
     HIGHEST_HU,
     OUTSIDE_HU,
@@ -46,6 +47,7 @@ from models.protocol import Protocol
 from models.response import VIABLE, criteria, nearest_lesion
 from models.volume import Volume
 from models.weights import WorldModel, load_world_model
+from models.whole_volume import segment_whole
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -78,6 +80,7 @@ class Prepared:
         mask: (L, 1, s, s, s) share of tumour in each latent cell.
         tokens: (L, T, D) tokens of the survival network before treatment.
         record: (R,) record vector.
+        profile: (L, F) what the scan before treatment shows of the tumour, see `models.networks.tumour_profile`.
     """
 
     key: str
@@ -94,6 +97,7 @@ class Prepared:
     mask: Tensor
     tokens: Tensor
     record: Tensor
+    profile: Tensor
 
     @property
     def lesion_ml(self) -> tuple[float, ...]:
@@ -218,6 +222,14 @@ class Engine:
             mask=torch.nn.functional.avg_pool3d(tumour, preset.downsampling),
             tokens=self._batched(self.model.survival.encode_pre, [torch.cat([unit, tumour], dim=1)], exact=True),
             record=torch.from_numpy(record_vector(record)),
+            profile=torch.from_numpy(
+                np.stack(
+                    [
+                        tumour_profile(scan, inside > 0, patch.spacing_mm)
+                        for scan, inside, patch in zip(pre, numbers, patches, strict=True)
+                    ]
+                )
+            ),
         )
         self._kept[key] = prepared
         while len(self._kept) > _KEPT_CASES:
@@ -264,7 +276,10 @@ class Engine:
             job = [entry[0] for entry in part]
             patch = [entry[1] for entry in part]
             noise = torch.stack([self._noise(prepared, p, jobs[j][1]) for j, p in part])
-            inputs = [noise, prepared.latent[patch], prepared.mask[patch], actions[job], texts[job], spacing[patch]]
+            inputs = [
+                noise, prepared.latent[patch], prepared.mask[patch], actions[job], texts[job], spacing[patch],
+                prepared.profile[patch],
+            ]  # fmt: skip
 
             def draw(*tensors: Tensor) -> Tensor:
                 latent = sample(self.model.denoiser, *tensors, steps=steps)
@@ -317,6 +332,19 @@ class Engine:
         inputs = [self._unit(patches)[:, 0], self._unit(before)[:, 0], torch.from_numpy(np.asarray(mask, dtype=bool))]
         result: NDArray[np.uint8] = self._batched(classes, inputs).numpy()
         return result
+
+    def segment_volume(self, volume: Volume) -> NDArray[np.uint8]:
+        """Liver (1) and tumour (2) on a whole CT of which nothing is known, in a sliding window on its own grid.
+
+        Raises:
+            TransientToolError: out of memory.
+        """
+        preset = self.model.preset
+
+        def logits(x: Tensor) -> Tensor:
+            return self._batched(self.model.segmenter, [x])
+
+        return segment_whole(logits, volume, preset.size, preset.spacing_mm, preset.hu_window)
 
     def log_risk(
         self,

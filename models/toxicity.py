@@ -60,6 +60,12 @@ def _step(value: float, rule: dict[str, Any]) -> float:
     return max(reached, default=1.0)
 
 
+def _number(record: ClinicalRecord, rule: dict[str, Any]) -> float | None:
+    """The rule's input as a number; a grade in words counts as its place in the rule's `grades`."""
+    found = getattr(record, rule["input"])
+    return float(rule["grades"].index(found)) if found is not None and "grades" in rule else found
+
+
 def _child_pugh_points(record: ClinicalRecord) -> tuple[float | None, str]:
     """Child-Pugh points as stated, else computed, else the fewest of the stated class; and how they were found."""
     if record.child_pugh_score is not None:
@@ -90,8 +96,7 @@ def toxicity(
         record: Clinical record; absent fields stay absent.
         tumour_ml: Tumour volume in ml, from the segmentation.
         liver_ml: Volume of liver with tumour in ml. Both volumes are needed for the tumour's share of the liver where
-        the
-            record does not state it.
+            the record does not state it.
 
     Returns:
         The term, its parts per agent and the inputs that were missing.
@@ -103,7 +108,7 @@ def toxicity(
         `models/toxicity.yaml`, which names a source per row; the relative sizes are the project's judgement.
     """
     table, formulary = _table(), _formulary()
-    inputs: dict[str, float | None] = {rule["input"]: getattr(record, rule["input"]) for rule in table["factors"]}
+    inputs: dict[str, float | None] = {rule["input"]: _number(record, rule) for rule in table["factors"]}
     inputs["child_pugh_score"], basis = _child_pugh_points(record)
     if inputs["tumour_liver_fraction_percent"] is None and tumour_ml is not None and liver_ml:
         inputs["tumour_liver_fraction_percent"] = 100.0 * tumour_ml / liver_ml
@@ -125,7 +130,8 @@ def toxicity(
                 missing.add(f"{rule['input']} ({rule['id']})")
             elif (factor := _step(found, rule)) > 1.0:
                 value *= factor
-                text = rule["text"].format(value=found) + (basis if rule["input"] == "child_pugh_score" else "")
+                shown = rule["grades"][int(found)] if "grades" in rule else found
+                text = rule["text"].format(value=shown) + (basis if rule["input"] == "child_pugh_score" else "")
                 reasons.append(f"{rule['id']}: {text}, x{factor:g} ({rule['source']})")
         parts.append(ToxicityPart(item=name, log_hazard=value, organ=base["organ"], reasons=tuple(reasons)))
     return ToxicityTerm(

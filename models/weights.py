@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from models.errors import WeightsError
-from models.networks.action import HashedTextEncoder
+from models.networks.action import TextEncoder, text_encoder
 from models.networks.autoencoder import Autoencoder
 from models.networks.denoiser import Denoiser
 from models.networks.preset import Preset
@@ -91,9 +91,9 @@ class WorldModel:
     baseline: SurvivalBaseline | None
 
     @property
-    def text_encoder(self) -> HashedTextEncoder:
+    def text_encoder(self) -> TextEncoder:
         """Phi of equation (1) for this model's denoiser."""
-        return HashedTextEncoder(self.preset.denoiser.text_dim)
+        return text_encoder(self.preset.denoiser)
 
     def part(self, name: PartName) -> nn.Module:
         """One network by name."""

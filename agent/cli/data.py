@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, TimeElapsedColumn
 
 from agent.cli import hcc_tace_seg
 
@@ -42,10 +42,41 @@ def pool(
     seed: Annotated[int, typer.Option(help="Seed of the first patient.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
-    """Render a training pool; a finished one with the same arguments is kept."""
+    """Render a training pool; a finished one with the same arguments is kept, a broken-off one is gone on with."""
     from models.phantom.pool import write_pool
 
-    with Progress() as bar:
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns) as bar:
         line = bar.add_task("patients", total=n)
         write_pool(n, k, seed, out, workers, lambda done, _: bar.update(line, completed=done))
     typer.echo(f"The pool of {n} patients with {k} protocols each is in {out}.")
+
+
+@app.command("card")
+def card(
+    out: Annotated[Path, typer.Option(help="Folder of the card: Markdown, JSON, HTML and a picture.")],
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Clinical table of HCC-TACE-Seg (.xlsx); without it the real figures of the shipped card."),
+    ] = None,
+    scans: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a real patient's pre_arterial, pre_portal, post_arterial and pre_labels NIfTI."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Phantoms of the distributions.")] = 400,
+    hardness_n: Annotated[int, typer.Option(help="Phantoms of the hardness figures.")] = 200,
+    scans_n: Annotated[int, typer.Option(help="Phantoms whose scans are rendered and measured.")] = 120,
+) -> None:
+    """Set the phantom cohort beside the real collection, and show how hard it is to plan for."""
+    from evals.phantom_card import measure_card, write_card
+
+    command = f"mewm data card --n {n} --hardness-n {hardness_n} --scans-n {scans_n}"
+    command += (" --table TABLE" if table else "") + (" --scans FOLDER" if scans else "")
+    totals = {"patients": n, "scans": scans_n, "hardness": hardness_n, "visibility": scans_n}
+    with Progress() as bar:
+        lines = {name: bar.add_task(name, total=total) for name, total in totals.items()}
+        figures = measure_card(n, hardness_n, scans_n, table, scans, command, lambda part: bar.advance(lines[part]))
+    write_card(figures, out)
+    for name, met in figures["hardness"]["met"].items():
+        typer.echo(f"{'met' if met else 'MISSED'}: {name}")
+    typer.echo(f"The data card is in {out}.")

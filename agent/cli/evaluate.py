@@ -2,42 +2,97 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.errors import InputError
 
-MODEL_CARD = ("model_card.json", "MODEL_CARD.md")
+Device = Literal["auto", "cpu", "cuda"]
+WORK = Path("runs") / "evaluate-models"
 
 
 def evaluate_models(
-    n: Annotated[int, typer.Option(help="Unseen phantom patients.")] = 60,
-    protocols: Annotated[int, typer.Option(help="Random protocols for each.")] = 6,
+    patients: Annotated[int | None, typer.Option(help="Unseen patients for dynamics and segmentation.", min=4)] = None,
+    survival: Annotated[int | None, typer.Option(help="Unseen patients for survival.", min=8)] = None,
+    tumour_free: Annotated[int | None, typer.Option(help="Livers without tumour.", min=4)] = None,
+    protocols: Annotated[int | None, typer.Option(help="Random protocols of each patient.", min=4)] = None,
+    replicas: Annotated[int | None, typer.Option(help="Simulations of each protocol.", min=2)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few patients: minutes instead of hours, wide intervals.")] = (
+        False
+    ),
     out: Annotated[Path | None, typer.Option(help="Folder of the card; by default that of the weights.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default the shipped one.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of what is done; a stopped evaluation goes on there.")] = WORK,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    planning: Annotated[
+        Path | None, typer.Option(help="Result of `python -m evals.planning_table`, for the planning section.")
+    ] = None,
+    simulators: Annotated[
+        Path | None, typer.Option(help="Result of `python -m evals.simulator_table`, for the comparison.")
+    ] = None,
+    real_data: Annotated[
+        Path | None, typer.Option(help="Folder of the real development data: also measure HCC_009.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Also draw pictures into this folder.")] = None,
 ) -> None:
     """Measure the networks on unseen synthetic patients and write MODEL_CARD.md and model_card.json."""
-    if n < 4 or protocols < 3:
-        raise InputError(
-            f"A model card needs at least 4 patients and 3 protocols; got --n {n} --protocols {protocols}."
-        )
     # the harness loads the networks and the phantom: only when it is asked for
-    from evals.world_model import evaluate_models as measure
+    from evals.model_card.blocks import Sizes
+    from evals.model_card.evaluate import evaluate_models as measure
+    from evals.model_card.extras import read_extras
     from models.weights import DEFAULT_WEIGHTS
 
     folder = weights or DEFAULT_WEIGHTS
     target = out or folder
     if not target.is_dir():
         raise InputError(f"The folder {target} does not exist; make it, or choose another with --out.")
+    chosen = {
+        "patients": patients, "survival_patients": survival, "tumour_free": tumour_free, "protocols": protocols,
+        "replicas": replicas,
+    }  # fmt: skip
+    base = Sizes.quick() if quick else Sizes()
+    sizes = base.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
     console = Console(stderr=True)
-    with Progress(console=console) as progress:
-        bar = progress.add_task("patients measured", total=n)
-        measure(n, protocols, target, folder, lambda done, _: progress.update(bar, completed=done))
-    typer.echo((target / MODEL_CARD[1]).read_text(encoding="utf-8"))
+    extra = read_extras(planning=planning, simulators=simulators)
+    if real_data is not None:
+        from evals.model_card.real_patient import measure_real_patient
+
+        with console.status("measuring the real patient HCC_009"):
+            extra["real_patient"] = measure_real_patient(real_data, work / "real", folder, device, pictures)
+    with Progress(*columns, console=console) as progress:
+        bars = {}
+
+        def show(block: str, done: int, wanted: int) -> None:
+            if block not in bars:
+                bars[block] = progress.add_task(block.replace("_", " "), total=wanted)
+            progress.update(bars[block], completed=done)
+
+        measure(
+            sizes, target, work, weights=folder, device=device, workers=workers, progress=show, extra=extra,
+            command=_command_line(),
+        )  # fmt: skip
+    if pictures is not None:
+        from evals.model_card.pictures import draw_pictures
+
+        with console.status("drawing pictures"):
+            written = draw_pictures(pictures, folder, device)
+        console.print(f"{len(written)} pictures in {pictures}.")
+    typer.echo((target / "MODEL_CARD.md").read_text(encoding="utf-8"))
+
+
+def _command_line() -> str:
+    """The command of this process, with folders by name only."""
+    return "mewm " + shlex.join(Path(word).name if "/" in word else word for word in sys.argv[1:])
 
 
 def register(app: typer.Typer) -> None:

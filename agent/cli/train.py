@@ -35,6 +35,11 @@ PresetName = Annotated[str, typer.Option("--preset", help="Name of a file in mod
 Seed = Annotated[int, typer.Option(help="Seed of weights and batches.")]
 Minutes = Annotated[float | None, typer.Option(help="Training time; by default the preset's.")]
 Steps = Annotated[int | None, typer.Option(help="Stop after so many steps instead: reproducible bit for bit.")]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE: another value of the preset, as denoiser.objective=noise; repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; finished networks are kept.")]
 
 _train = typer.Typer(no_args_is_help=True, help="Train the world model and export its weights.")
@@ -43,31 +48,28 @@ clinical.register(_train)
 
 def _run(
     parts: tuple[PartName, ...], data: Path, out: Path, preset_name: str, seed: int, minutes: float | None,
-    steps: int | None, resume: bool, given: Path | None, mix: str | None,
+    steps: int | None, resume: bool, given: Path | None, mix: str | None, changes: list[str] | None, device: str,
 ) -> None:  # fmt: skip
     from models.networks.preset import Preset
-    from models.training.autoencoder import train_autoencoder
-    from models.training.denoiser import train_denoiser
-    from models.training.export import load_trained_autoencoder
-    from models.training.segmenter import train_segmenter
-    from models.training.survival import train_survival
+    from models.training.parts import choose_device, train_part
+    from models.training.processes import Processes
 
     if minutes is not None and minutes <= 0:
         raise InputError(f"--minutes must be above 0, not {minutes:g}.")
     if steps is not None and steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}.")
-    preset = Preset.load(preset_name)
-    pool = _open(data, out, preset, given, mix, parts)
+    preset = Preset.load(preset_name, changes or ())
+    me = Processes.join()
+    place = choose_device(device)
+    pool = me.in_turn(lambda: _open(data, out, preset, given, mix, parts))
     origin = getattr(pool, "origin", "synthetic")
-    budget: dict[str, Any] = {"seed": seed, "minutes": minutes, "steps": steps, "resume": resume}
-    trainers = {"denoiser": train_denoiser, "segmenter": train_segmenter, "survival": train_survival}
     for name in parts:
-        if name == "autoencoder":
-            result = train_autoencoder(pool, preset, out / name, **budget)
-        else:
-            autoencoder, identity = load_trained_autoencoder(out, preset)
-            extra: dict[str, Any] = {"origin": origin} if name == "survival" else {}
-            result = trainers[name](pool, preset, autoencoder, out / name, autoencoder_id=identity, **extra, **budget)
+        result = train_part(
+            name, pool, preset, out, origin=origin, device=place, seed=seed, minutes=minutes, steps=steps,
+            resume=resume,
+        )  # fmt: skip
+        if not me.first:
+            continue
         # what was really run, for the provenance of the exported weights
         (out / name / COMMAND).write_text(_command_line() + "\n", encoding="utf-8")
         content = json.dumps({"data_hash": pool.data_hash, "origin": origin})
@@ -117,9 +119,10 @@ def _command(name: PartName) -> None:
     @_train.command(name, help=f"Train the {name}.")
     def command(
         data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, minutes: Minutes = None,
-        steps: Steps = None, resume: Resume = False, given: Given = None, mix: Mix = None,
+        steps: Steps = None, resume: Resume = False, given: Given = None, mix: Mix = None, change: Change = None,
+        device: Device = "auto",
     ) -> None:  # fmt: skip
-        _run((name,), data, out, preset, seed, minutes, steps, resume, given, mix)
+        _run((name,), data, out, preset, seed, minutes, steps, resume, given, mix, change, device)
 
 
 for _name in ORDER:
@@ -129,10 +132,10 @@ for _name in ORDER:
 @_train.command("all")
 def train_all(
     data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, steps: Steps = None, resume: Resume = False,
-    given: Given = None, mix: Mix = None,
+    given: Given = None, mix: Mix = None, change: Change = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Train all four networks in turn, each for the minutes of the preset."""
-    _run(ORDER, data, out, preset, seed, None, steps, resume, given, mix)
+    _run(ORDER, data, out, preset, seed, None, steps, resume, given, mix, change, device)
 
 
 def _recorded(path: Path) -> str:
@@ -166,6 +169,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="The --out folder of the training.")],
     data: Annotated[Path | None, typer.Option(help="Its pool, where the run does not say what it was.")] = None,
     preset: PresetName = "small",
+    change: Change = None,
     seed: Seed = 0,
     weights: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default the shipped one.")] = None,
 ) -> None:
@@ -183,9 +187,21 @@ def export(
         "data": data_hash,
         "date": datetime.now(UTC).date().isoformat(),
     }
-    manifest = export_bundle(run, Preset.load(preset), folder, origin=origin, provenance=provenance)
+    manifest = export_bundle(run, Preset.load(preset, change or ()), folder, origin=origin, provenance=provenance)
     total = sum(file.bytes for file in manifest.files.values()) / 2**20
     typer.echo(f"Wrote weights {manifest.weights_hash} ({total:.1f} MiB) to {folder}.")
+
+
+@_train.command("attenuation-picture")
+def attenuation_picture(
+    out: Annotated[Path, typer.Option(help="PNG file.")] = Path("docs/attenuation.png"),
+    seed: Annotated[int, typer.Option(help="Phantom patient that is shown.")] = 900_007,
+) -> None:
+    """Draw what the attenuation of the training does to a phantom's tumour, levels 1 to 4."""
+    from models.training.attenuation_picture import draw_attenuation
+
+    draw_attenuation(seed).save(out)
+    typer.echo(f"Wrote {out}.")
 
 
 def register(app: typer.Typer) -> None:

@@ -22,8 +22,9 @@ from evals.regret import RiskTable, patient_blocked, true_risks
 from models.clinical_record import ClinicalRecord
 from models.errors import InputError
 from models.phantom.cohort import write_phantom_case
-from models.phantom.patient import Patient, draw_patient, parameters
+from models.phantom.patient import Patient, draw_patient
 from models.phantom.response import clinician_protocol, draw_survival, respond
+from models.phantom.version import parameters
 from models.protocol import Protocol
 from models.toxicity import toxicity
 from tools.rule_facts import CaseFacts, Facts
@@ -140,7 +141,7 @@ class PhantomCase(EvalCase):
 
 def nominal_liver_percent(patient: Patient) -> float:
     """Share of the liver that the tumours take, of the volumes that the patient was drawn with."""
-    return 100.0 * patient.tumour_ml / (1500.0 * patient.liver_scale**3)
+    return patient.liver_percent
 
 
 def excluded(patient: Patient) -> str | None:

@@ -9,8 +9,12 @@ is stated.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import numpy as np
@@ -18,11 +22,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.errors import WeightsError
 from models.formulary import ITEM_ORDER, Formulary
 from models.networks.preset import DenoiserPreset
 from models.protocol import Protocol
 
 FEATURES = 3  # present, dose stated, log2(dose / reference)
+CLIP_FOLDER = "MEWM_CLIP"
 LOG_DOSE_LIMIT = 2.0  # a quarter to four times the usual session dose
 
 
@@ -81,6 +87,59 @@ class HashedTextEncoder:
                 out[int.from_bytes(digest[1:], "little") % self.dim] += sign
         norm = float(np.linalg.norm(out))
         return out / np.float32(norm) if norm > 0 else out
+
+
+class ClipTextEncoder:
+    """The paper's text encoder: CLIP (Radford et al. 2021), from a folder on this machine. Nothing is downloaded.
+
+    The folder is one that `transformers` saves (`CLIPTextModelWithProjection` and its tokenizer; the paper took
+    ViT-B/32), with weights as safetensors. The environment variable `MEWM_CLIP` names it.
+    """
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        """Args: folder: of the model. dim: what the network expects, the projection's length.
+
+        Raises:
+            WeightsError: `transformers` is not installed, the folder holds no such model or one of another length.
+        """
+        try:
+            transformers: Any = import_module("transformers")
+        except ModuleNotFoundError as error:
+            raise WeightsError("The CLIP text encoder needs the package transformers; install it.") from error
+        try:
+            self._tokenizer = transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+            self._model = transformers.CLIPTextModelWithProjection.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            ).eval()
+        except OSError as error:
+            raise WeightsError(f"There is no CLIP text model in {folder} (set {CLIP_FOLDER} to its folder).") from error
+        self.dim = dim
+        found = int(self._model.config.projection_dim)
+        if found != dim:
+            raise WeightsError(f"CLIP in {folder} gives {found} numbers, the preset's text_dim is {dim}; change it.")
+
+    def encode(self, text: str) -> npt.NDArray[np.float32]:
+        """See `TextEncoder.encode`; unit length."""
+        with torch.no_grad():
+            tokens = self._tokenizer([text], return_tensors="pt", truncation=True)
+            embedded = torch.nn.functional.normalize(self._model(**tokens).text_embeds.float(), dim=1)
+        vector: npt.NDArray[np.float32] = embedded[0].numpy()
+        return vector
+
+
+@lru_cache(maxsize=2)
+def text_encoder(preset: DenoiserPreset) -> TextEncoder:
+    """Phi of equation (1) that a preset names.
+
+    Raises:
+        WeightsError: CLIP is asked for and not there.
+    """
+    if preset.text_encoder == "hashed":
+        return HashedTextEncoder(preset.text_dim)
+    folder = os.environ.get(CLIP_FOLDER)
+    if not folder:
+        raise WeightsError(f"The preset's text encoder is CLIP; set {CLIP_FOLDER} to the folder of its text model.")
+    return ClipTextEncoder(Path(folder), preset.text_dim)
 
 
 def text_vector(protocol: Protocol, encoder: TextEncoder) -> npt.NDArray[np.float32]:

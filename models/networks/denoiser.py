@@ -1,9 +1,9 @@
-"""Denoiser: action-conditioned 3D U-Net on latents, trained and sampled as a rectified flow.
+"""Denoiser: action-conditioned 3D U-Net on latents, trained and sampled as `models.networks.diffusion` says.
 
-Path: z_t = (1 - t) * noise + t * z_post, so the velocity is z_post - noise and sampling integrates t from 0 to 1. The
-pre-treatment latent, the tumour mask and the action are concatenated to the noisy latent (as in the paper); the action
-and the voxel size also shift every residual block beside the time, at no cost. Beside the action stand the shares into
-which the tumour will be divided (see `models.networks.response_head`): measured in training, predicted in sampling.
+The pre-treatment latent, the tumour mask and the action are concatenated to the noisy latent (as in the paper); the
+action and the voxel size also shift every residual block beside the time, at no cost. Beside the action stand the
+shares into which the tumour will be divided (see `models.networks.response_head`): measured in training, predicted in
+sampling.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from models.networks.action import ActionEncoder
+from models.networks.diffusion import diffusion_of
 from models.networks.preset import DenoiserPreset
 from models.networks.response_head import SHARES, ResponseHead
 
@@ -20,7 +21,7 @@ TIME_SCALE = 1000.0  # MONAI's sinusoidal embedding expects steps of this range
 
 
 class Denoiser(nn.Module):
-    """Velocity of the flow from noise to the post-treatment latent."""
+    """What leads from noise to the post-treatment latent: the flow's velocity, or the noise."""
 
     def __init__(self, preset: DenoiserPreset, latent_channels: int) -> None:
         """Args: preset: sizes. latent_channels: of the autoencoder."""
@@ -28,7 +29,8 @@ class Denoiser(nn.Module):
         self.preset = preset
         self.latent_channels = latent_channels
         self.action_encoder = ActionEncoder(preset)
-        self.response = ResponseHead(latent_channels)
+        self.response = ResponseHead(latent_channels, reading=preset.reading)
+        self.diffusion = diffusion_of(preset)
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
             in_channels=2 * latent_channels + 1 + preset.action_dim + len(SHARES),
@@ -50,7 +52,7 @@ class Denoiser(nn.Module):
         self, z_t: Tensor, t: Tensor, z_pre: Tensor, mask: Tensor, action: Tensor, text: Tensor, log2_spacing: Tensor,
         shares: Tensor, keep: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Predict the velocity.
+        """Predict the diffusion's target.
 
         Args:
             z_t: noisy latent (N, C, s, s, s).
@@ -64,8 +66,12 @@ class Denoiser(nn.Module):
             keep: (N,) bool, False hides action and shares (guidance training and sampling); None keeps all.
 
         Returns:
-            Velocity (N, C, s, s, s), float32.
+            Velocity or noise (N, C, s, s, s), float32.
         """
+        if self.preset.condition != "action":  # the ablations: what the network does not know can't leak through
+            action, shares = torch.zeros_like(action), torch.zeros_like(shares)
+        if self.preset.condition == "none":
+            text = torch.zeros_like(text)
         tau = self.action_encoder(action, text, keep)
         spread = tau[:, :, None, None, None].expand(-1, -1, *z_t.shape[2:])
         if keep is not None:
@@ -73,35 +79,41 @@ class Denoiser(nn.Module):
         painted = shares[:, :, None, None, None].to(z_t.dtype) * mask
         x = torch.cat([z_t, z_pre, mask, spread.to(z_t.dtype), painted], dim=1)
         condition = torch.cat([tau, log2_spacing[:, None].to(tau.dtype), shares.to(tau.dtype)], dim=1)
-        velocity: Tensor = self.unet(x, t * TIME_SCALE, class_labels=condition)
-        return velocity.float()
+        predicted: Tensor = self.unet(x, t * TIME_SCALE, class_labels=condition)
+        return predicted.float()
 
-    def predict_shares(self, z_pre: Tensor, mask: Tensor, action: Tensor, log2_spacing: Tensor) -> Tensor:
+    def predict_shares(
+        self, z_pre: Tensor, mask: Tensor, action: Tensor, log2_spacing: Tensor, profile: Tensor
+    ) -> Tensor:
         """Shares of the original tumour after the action, (N, 4) in the order of `SHARES`, summing to 1."""
         with torch.autocast(z_pre.device.type, enabled=False):
-            features = self.response.features(z_pre.float(), mask.float(), log2_spacing.float())
+            features = self.response.features(z_pre.float(), mask.float(), log2_spacing.float(), profile.float())
             return torch.softmax(self.response(features, action.float()), dim=1)
 
 
 @torch.no_grad()
 def sample(
     denoiser: Denoiser, noise: Tensor, z_pre: Tensor, mask: Tensor, action: Tensor, text: Tensor,
-    log2_spacing: Tensor, *, steps: int | None = None, guidance: float | None = None,
+    log2_spacing: Tensor, profile: Tensor, *, steps: int | None = None, guidance: float | None = None,
+    shares: Tensor | None = None, start: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Draw post-treatment latents by Euler steps.
+    """Draw post-treatment latents.
 
     Args:
         denoiser: the network.
         noise: (N, C, s, s, s) standard normal, made by the caller, so that protocols can share it (common random
-            numbers).
+            numbers); with a start above 0 a latent noised up to that time.
         z_pre: as in `Denoiser.forward`.
         mask: as in `Denoiser.forward`.
         action: as in `Denoiser.forward`.
         text: as in `Denoiser.forward`.
         log2_spacing: as in `Denoiser.forward`.
-        steps: Euler steps; None takes the preset's.
+        profile: (N, PROFILE_SIZE) from `tumour_profile`.
+        steps: steps; None takes the preset's.
         guidance: classifier-free guidance weight w: v = v_without + w * (v_with - v_without). 1 is plain; above 1
             strengthens the action's effect at the price of a second network call per step. None takes the preset's.
+        shares: (N, 4) to draw instead of the predicted ones.
+        start: time in [0, 1) at which `noise` stands.
 
     Returns:
         Normalised post-treatment latent (N, C, s, s, s), float32.
@@ -111,13 +123,14 @@ def sample(
     if count < 1:
         raise ValueError(f"steps must be at least 1, not {count}")
     hidden = torch.zeros(noise.shape[0], dtype=torch.bool, device=noise.device)
-    shares = denoiser.predict_shares(z_pre, mask, action, log2_spacing)
-    z = noise.float()
-    for step in range(count):
-        t = torch.full((noise.shape[0],), step / count, device=noise.device)
-        velocity = denoiser(z, t, z_pre, mask, action, text, log2_spacing, shares)
+    if shares is None:
+        shares = denoiser.predict_shares(z_pre, mask, action, log2_spacing, profile)
+
+    def predict(z: Tensor, t: Tensor) -> Tensor:
+        predicted: Tensor = denoiser(z, t, z_pre, mask, action, text, log2_spacing, shares)
         if weight != 1.0:
             without = denoiser(z, t, z_pre, mask, action, text, log2_spacing, shares, keep=hidden)
-            velocity = without + weight * (velocity - without)
-        z = z + velocity / count
-    return z
+            predicted = without + weight * (predicted - without)
+        return predicted
+
+    return denoiser.diffusion.integrate(predict, noise, count, start)

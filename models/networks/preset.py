@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
-from typing import Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.errors import WeightsError
+from models.errors import InputError, WeightsError
 
 
 class _Part(BaseModel):
@@ -37,8 +38,20 @@ class DenoiserPreset(_Part):
     concept_dim: int = Field(ge=1)
     text_dim: int = Field(ge=1)
     action_dim: int = Field(ge=1)
-    steps: int = Field(ge=1, description="Euler steps that `sample` takes unless told otherwise")
+    steps: int = Field(ge=1, description="steps that `sample` takes unless told otherwise")
     guidance: float = Field(ge=0, description="classifier-free guidance; 1 is plain conditional sampling")
+    objective: Literal["flow", "noise"] = Field(
+        default="flow", description="velocity of a rectified flow, or the paper's noise prediction, equation (2)"
+    )
+    sampler: Literal["ddpm", "ddim"] = Field(default="ddim", description="for noise prediction; a flow takes Euler")
+    timesteps: int = Field(default=200, ge=2, description="of the noise schedule")
+    condition: Literal["action", "text", "none"] = Field(
+        default="action", description="what the network learns of the protocol: all, its text only, or nothing"
+    )
+    reading: Literal["latent", "profile"] = Field(
+        default="latent", description="what the response head reads of the image"
+    )
+    text_encoder: Literal["hashed", "clip"] = Field(default="hashed", description="phi of equation (1)")
 
 
 class SegmenterPreset(_Part):
@@ -57,6 +70,9 @@ class SurvivalPreset(_Part):
     depth: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
     fuse_record: bool = Field(description="fuse tumour burden and clinical record late; off is the paper's network")
+    os_edges_months: tuple[float, ...] = Field(
+        default=(), description="ends of the intervals of the overall-survival head; empty leaves it out"
+    )
 
 
 class TrainingPreset(_Part):
@@ -72,6 +88,8 @@ class TrainingPreset(_Part):
     ema: float = Field(ge=0, lt=1)
     crop: int = Field(default=64, ge=8)
     warmup_steps: int = Field(default=50, ge=0)
+    watch: str = Field(default="", description="validation metric for the early stop; '-' before it: lower is better")
+    patience: int = Field(default=0, ge=0, description="validations without a better one before stopping; 0 is never")
     options: dict[str, float] = Field(default_factory=dict, description="loss weights that only this network has")
 
 
@@ -125,14 +143,44 @@ class Preset(_Part):
         return f"{part} {self.model_dump_json(exclude={'training'})} {own}"
 
     @classmethod
-    def load(cls, name: str) -> Preset:
+    def load(cls, name: str, changes: Sequence[str] = ()) -> Preset:
         """Read `models/presets/<name>.yaml`.
+
+        Args:
+            name: of the file.
+            changes: such as "training.denoiser.options.contrast_weight=0", for an ablation.
 
         Raises:
             WeightsError: there is no preset of that name.
+            InputError: a change names no setting, or a value that it can't have.
         """
         folder = resources.files("models") / "presets"
         known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
         if name not in known:
             raise WeightsError(f"There is no preset '{name}'; the presets are {', '.join(known)}.")
-        return cls.model_validate(yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")))
+        content = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        if not changes:
+            return cls.model_validate(content)
+        full = cls.model_validate(content).model_dump()
+        for change in changes:
+            _change(full, change)
+        try:
+            return cls.model_validate(full)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                f"The preset '{name}' can't be changed so: {where or 'preset'}: {first['msg']}."
+            ) from error
+
+
+def _change(settings: dict[str, Any], change: str) -> None:
+    """Apply "a.b.c=value" in place."""
+    key, equals, value = change.partition("=")
+    inner: Any = settings
+    *path, last = key.strip().split(".")
+    for part in path:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    if not equals or not isinstance(inner, dict) or last not in inner:
+        raise InputError(f"--set {change} names no setting of the preset; write KEY=VALUE as in its YAML file.")
+    inner[last] = yaml.safe_load(value)

@@ -153,6 +153,11 @@ class SurvivalNet(nn.Module):
         self.image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 16), nn.GELU(), nn.Dropout(preset.dropout))
         self.head = nn.Sequential(nn.Linear(16 + fused, 64), nn.GELU(), nn.Dropout(preset.dropout), nn.Linear(64, 1))
         self.linear = nn.Linear(fused, 1, bias=False) if fused else None
+        # multi-task as in the paper (Cox and OS regression); the plan reads the risk only
+        intervals = len(preset.os_edges_months)
+        self.os_head = (
+            nn.Sequential(nn.Linear(16 + fused, 32), nn.GELU(), nn.Linear(32, intervals)) if intervals else None
+        )
         self.register_buffer("burden_scale", torch.tensor(_BURDEN_SCALE))
 
     def encode_pre(self, x: Tensor) -> Tensor:
@@ -172,6 +177,12 @@ class SurvivalNet(nn.Module):
         Returns:
             (N,) raw log-hazard, float32; higher is worse.
         """
+        return self.with_survival(pre_tokens, post, burden, record)[0]
+
+    def with_survival(
+        self, pre_tokens: Tensor, post: Tensor, burden: Tensor, record: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, and logits (N, intervals) of the discrete-time hazard where the preset has its intervals."""
         post_tokens = self.encoder(post)
         place = _positions(post_tokens.shape[1], post_tokens.shape[2], post_tokens)
         pre = pre_tokens + place + self.side[0]
@@ -179,9 +190,10 @@ class SurvivalNet(nn.Module):
         for layer in self.layers:
             pre, post_tokens = layer(pre, post_tokens)
         features = self.image(self.pool(torch.cat([pre, post_tokens], dim=1)))
-        if self.linear is None:
-            risk: Tensor = self.head(features)
-        else:
-            known = torch.cat([burden * self.burden_scale, record], dim=1)
-            risk = self.head(torch.cat([features, known.to(features.dtype)], dim=1)) + self.linear(known)
-        return risk.squeeze(1).float()
+        known = torch.cat([burden * self.burden_scale, record], dim=1)
+        seen = features if self.linear is None else torch.cat([features, known.to(features.dtype)], dim=1)
+        risk: Tensor = self.head(seen)
+        if self.linear is not None:
+            risk = risk + self.linear(known)
+        logits = self.os_head(seen).float() if self.os_head is not None else None
+        return risk.squeeze(1).float(), logits

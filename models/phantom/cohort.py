@@ -14,14 +14,15 @@ import numpy.typing as npt
 from models.case import Case, ImageMeta, write_case
 from models.errors import InputError
 from models.formulary import Formulary
-from models.phantom.patient import Patient, draw_patient, parameters
+from models.phantom.patient import Patient, draw_patient
 from models.phantom.render import Scan, render
 from models.phantom.response import clinician_protocol, draw_survival, respond
+from models.phantom.version import parameters
 from models.protocol import Protocol
 from models.volume import Volume, write_label_nifti, write_nifti
 
-# The field of view of a written case: 344 x 244 x 220 mm around the liver.
-CASE_SHAPE = (172, 122, 88)
+# The field of view of a written case: 352 x 268 x 220 mm around the liver.
+CASE_SHAPE = (176, 134, 88)
 CASE_SPACING_MM = (2.0, 2.0, 2.5)
 DEMO_SEED = 182
 ORIGIN_NOTE = "synthetic phantom (models/phantom, version {version}, seed {seed}); not a patient"
@@ -30,7 +31,7 @@ ORIGIN_NOTE = "synthetic phantom (models/phantom, version {version}, seed {seed}
 def case_affine() -> npt.NDArray[np.float64]:
     """Voxel to world of every written case (RAS, mm)."""
     affine = np.diag([*CASE_SPACING_MM, 1.0])
-    affine[:3, 3] = (-172.0, -126.0, -112.0)
+    affine[:3, 3] = (-175.0, -150.0, -112.0)
     return affine
 
 

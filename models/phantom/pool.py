@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +19,18 @@ from models.clinical_record import ClinicalRecord
 from models.errors import InputError
 from models.formulary import Formulary
 from models.networks.action import action_vector
-from models.phantom.patient import draw_patient, parameters
+from models.phantom.anatomy import render_anatomy
+from models.phantom.field import Grid
+from models.phantom.patient import TRAITS, Patient, draw_patient
 from models.phantom.render import Scan, render
-from models.phantom.response import TrueResponse, draw_survival, respond
+from models.phantom.response import TrueResponse, clinician_protocol, draw_survival, respond
+from models.phantom.version import parameters, phantom_hash
 from models.protocol import Dose, Protocol
 
 SIZE = 64
+CONTEXT_SIZE = 48
+_BLOCK = 8
+_MORE = 24  # further protocols of a patient whose response is known without a scan
 _ARRAYS: dict[str, tuple[str, tuple[int, ...], bool]] = {  # name: dtype, shape after (P[, K]), per protocol
     "pre": ("int16", (SIZE, SIZE, SIZE), False),
     "pre_labels": ("uint8", (SIZE, SIZE, SIZE), False),
@@ -35,6 +43,13 @@ _ARRAYS: dict[str, tuple[str, tuple[int, ...], bool]] = {  # name: dtype, shape 
     "true_log_risk": ("float32", (), True),
     "time_months": ("float32", (), True),
     "event": ("bool", (), True),
+    "shares": ("float32", (4,), True),
+    "more_actions": ("float32", (_MORE, 18, 3), False),
+    "more_shares": ("float32", (_MORE, 4), False),
+    "traits": ("float32", (len(TRAITS),), False),
+    "context": ("int16", (CONTEXT_SIZE,) * 3, False),
+    "context_labels": ("uint8", (CONTEXT_SIZE,) * 3, False),
+    "context_spacing_mm": ("float32", (), False),
     "spacing_mm": ("float32", (), False),
 }
 
@@ -55,9 +70,19 @@ class PatchPool:
         true_log_risk: (P, K) true log hazard.
         time_months: (P, K) follow-up time.
         event: (P, K) death observed.
+        shares: (P, K, 4) truth of the whole tumour: living, necrotic without oil, oil-laden and vacated, each over its
+            volume before treatment (the last is negative where it grew).
+        more_actions: (P, 24, 18, 3) action vectors of further random protocols, without a scan after them.
+        more_shares: (P, 24, 4) `shares` of those.
+        traits: (P, 6) truth behind the image, in the order of `models.phantom.patient.TRAITS`; for measuring only.
+        context: (P, 48, 48, 48) int16 HU of a random place in the abdomen, arterial or portal-venous phase, before or
+            after treatment, a quarter of them of a liver without tumour; for the segmentation network.
+        context_labels: (P, 48, 48, 48) its tissue classes.
+        context_spacing_mm: (P,) its isotropic voxel size.
         spacing_mm: (P,) isotropic voxel size.
         protocols: P lists of K protocols.
         records: P clinical records.
+        given: The protocol really given to each patient, by the imperfect clinician; without a scan after it.
         train: Patient indices for training; `val` and `test` are other patients.
     """
 
@@ -72,9 +97,17 @@ class PatchPool:
     true_log_risk: npt.NDArray[np.float32]
     time_months: npt.NDArray[np.float32]
     event: npt.NDArray[np.bool_]
+    shares: npt.NDArray[np.float32]
+    more_actions: npt.NDArray[np.float32]
+    more_shares: npt.NDArray[np.float32]
+    traits: npt.NDArray[np.float32]
+    context: npt.NDArray[np.int16]
+    context_labels: npt.NDArray[np.uint8]
+    context_spacing_mm: npt.NDArray[np.float32]
     spacing_mm: npt.NDArray[np.float32]
     protocols: list[list[Protocol]]
     records: list[ClinicalRecord]
+    given: list[Protocol]
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
@@ -94,6 +127,11 @@ class PatchPool:
         if not index.exists():
             raise InputError(f"No training pool in {folder}; write one with: mewm data pool --out {folder}")
         meta = json.loads(index.read_text(encoding="utf-8"))
+        if "more_shares" not in meta.get("arrays", ()):
+            raise InputError(
+                f"The pool in {folder} was written by an earlier version of this program; write it again with: "
+                f"mewm data pool --out {folder}"
+            )
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         patients = np.arange(meta["patients"])
         cut = [int(meta["patients"] * share) for share in (0.85, 0.925)]
@@ -101,6 +139,7 @@ class PatchPool:
             **arrays,
             protocols=[[Protocol.model_validate(p) for p in row] for row in meta["protocols"]],
             records=[ClinicalRecord.model_validate(r) for r in meta["records"]],
+            given=[Protocol.model_validate(p) for p in meta["given"]],
             train=patients[: cut[0]],
             val=patients[cut[0] : cut[1]],
             test=patients[cut[1] :],
@@ -132,34 +171,76 @@ def random_protocol(rng: np.random.Generator) -> Protocol:
     return Protocol(drugs=tuple(map(str, drugs)), embolics=tuple(map(str, embolics)), doses=tuple(doses.items()))
 
 
+def _cube(centre: npt.NDArray[np.float64], spacing: float, size: int) -> npt.NDArray[np.float64]:
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = centre - spacing * (size - 1) / 2.0
+    return affine
+
+
+def _look(seed: int, scan_seed: int) -> dict[str, Any]:
+    """Noise and kernel of a resampled cube: less noise and more blur than a scan has."""
+    kernel = np.random.default_rng([seed, 31, scan_seed])
+    return {"noise_hu": float(kernel.uniform(3.0, 14.0)), "blur_vox": tuple(kernel.uniform(0.25, 0.8, 3))}
+
+
+def _render_context(patient: Patient, responses: list[TrueResponse]) -> dict[str, object]:
+    """A cube anywhere in the abdomen: what the segmentation network meets when it looks at a whole scan."""
+    rng = np.random.default_rng([patient.seed, 43])
+    spacing = float(rng.uniform(1.5, 3.2))
+    place = rng.uniform((-125.0, -100.0, -100.0), (125.0, 90.0, 95.0))
+    kind, phase = rng.random(), "arterial" if rng.random() < 0.65 else "portal"
+    scan = render(
+        patient,
+        _cube(place, spacing, CONTEXT_SIZE),
+        (CONTEXT_SIZE,) * 3,
+        phase=phase,
+        response=responses[0] if kind > 0.75 else None,
+        scan_seed=90,
+        with_tumour=kind > 0.25,
+        **_look(patient.seed, 90),
+    )
+    return {"context": np.rint(scan.hu), "context_labels": scan.tissue, "context_spacing_mm": spacing}
+
+
+def true_shares(patient: Patient, response: TrueResponse) -> npt.NDArray[np.float64]:
+    """Living, necrotic without oil, oil-laden and vacated, each over the tumour's volume before treatment.
+
+    Args:
+        patient: The patient.
+        response: To a protocol.
+
+    Returns:
+        (4,), of sum 1; the last is negative where the tumour grew.
+    """
+    volumes = np.array([lesion.volume_ml for lesion in patient.lesions])
+    ratio = np.array([out.volume_ratio for out in response.lesions])
+    living = np.array([out.living_share for out in response.lesions])
+    wet = np.array([out.oil_fraction for out in response.lesions]) * (ratio - living)
+    rows = np.stack([living, ratio - living - wet, wet, 1.0 - ratio])
+    return np.asarray(rows @ volumes / volumes.sum())
+
+
 def _render_patient(seed: int, k: int) -> dict[str, object]:
     patient = draw_patient(seed)
     rng = np.random.default_rng([seed, 29])
     lesion = patient.lesions[0] if rng.random() < 0.8 else patient.lesions[-1]
     extent = 2.0 * max(lesion.radii_mm)
     spacing = float(np.clip(extent * rng.uniform(1.15, 1.8) / SIZE, 1.5, 4.5))
-    centre = np.array(lesion.centre_mm) + rng.normal(0.0, 2.0 * spacing, 3)
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = centre - spacing * (SIZE - 1) / 2.0
+    affine = _cube(np.array(lesion.centre_mm) + rng.normal(0.0, 2.0 * spacing, 3), spacing, SIZE)
     shape = (SIZE, SIZE, SIZE)
+    anatomy = render_anatomy(patient, Grid.from_affine(affine, shape))
 
     def scan(scan_seed: int, response: TrueResponse | None = None) -> Scan:
-        kernel = np.random.default_rng([seed, 31, scan_seed])
-        return render(
-            patient,
-            affine,
-            shape,
-            response=response,
-            scan_seed=scan_seed,
-            noise_hu=float(kernel.uniform(3.0, 14.0)),
-            blur_vox=tuple(kernel.uniform(0.25, 0.8, 3)),
-        )
+        look = _look(seed, scan_seed)
+        return render(patient, affine, shape, response=response, scan_seed=scan_seed, anatomy=anatomy, **look)
 
     before = scan(0)
     protocols = [random_protocol(rng) for _ in range(k)]
     responses = [respond(patient, protocol) for protocol in protocols]
     after = [scan(i + 1, response) for i, response in enumerate(responses)]
     time, event = draw_survival([r.log_hazard for r in responses], rng)
+    other = np.random.default_rng([seed, 47])
+    more = [random_protocol(other) for _ in range(_MORE)]
     shared = [np.log1p(patient.tumour_ml), float(len(patient.lesions)), np.log2(spacing / 1.5)]
     return {
         "pre": np.rint(before.hu), "pre_labels": before.tissue, "tumour_mask": before.tumour,
@@ -168,30 +249,45 @@ def _render_patient(seed: int, k: int) -> dict[str, object]:
         "burden": np.array([[np.log1p(r.viable_ml), *shared] for r in responses]),
         "toxicity": np.array([r.toxicity for r in responses]),
         "true_log_risk": np.array([r.log_hazard for r in responses]),
-        "time_months": time, "event": event, "spacing_mm": spacing,
+        "shares": np.stack([true_shares(patient, r) for r in responses]),
+        "more_actions": np.stack([action_vector(p) for p in more]),
+        "more_shares": np.stack([true_shares(patient, respond(patient, p)) for p in more]),
+        "traits": np.array([patient.traits[name] for name in TRAITS]),
+        "time_months": time, "event": event, "spacing_mm": spacing, **_render_context(patient, responses),
         "protocols": [p.model_dump(mode="json") for p in protocols],
         "record": patient.record.model_dump(mode="json", exclude_none=True),
+        "given": clinician_protocol(patient).model_dump(mode="json"),
     }  # fmt: skip
 
 
-def _write_block(folder: Path, first_seed: int, rows: range, k: int) -> tuple[list[object], list[object]]:
+def _block_file(folder: Path, start: int) -> Path:
+    return folder / "blocks" / f"{start:06d}.json"
+
+
+def _write_block(folder: Path, first_seed: int, rows: range, k: int) -> None:
     arrays = {name: np.load(folder / f"{name}.npy.part", mmap_mode="r+") for name in _ARRAYS}
-    protocols, records = [], []
+    texts: dict[str, list[object]] = {"protocols": [], "record": [], "given": []}
     with threadpool_limits(1):
         for row in rows:
             rendered = _render_patient(first_seed + row, k)
             for name, array in arrays.items():
                 array[row] = rendered[name]
-            protocols.append(rendered["protocols"])
-            records.append(rendered["record"])
-    return protocols, records
+            for name, values in texts.items():
+                values.append(rendered[name])
+    for array in arrays.values():
+        array.flush()
+    done = _block_file(folder, rows.start)
+    part = done.with_suffix(".part")
+    part.write_text(json.dumps(texts), encoding="utf-8")
+    part.replace(done)  # the block counts as written once this file has its name
 
 
 def content_hash(folder: Path) -> str:
     """Short hash of what a rendered pool teaches: every action, label and outcome, and the first scans."""
     digest = hashlib.sha256()
-    for name in ("actions", "true_log_risk", "toxicity", "time_months", "spacing_mm", "post_labels"):
-        digest.update(np.load(folder / f"{name}.npy", mmap_mode="r").tobytes())
+    for name in ("actions", "true_log_risk", "toxicity", "time_months", "spacing_mm", "shares", "post_labels"):
+        for row in np.load(folder / f"{name}.npy", mmap_mode="r"):  # never the whole array in memory
+            digest.update(np.ascontiguousarray(row).tobytes())
     digest.update(np.load(folder / "post.npy", mmap_mode="r")[:8].tobytes())
     return digest.hexdigest()[:16]
 
@@ -199,7 +295,8 @@ def content_hash(folder: Path) -> str:
 def write_pool(
     n: int, k: int, seed: int, out: Path, workers: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Renders a training pool. A finished pool with the same arguments is kept.
+    """Renders a training pool in parallel processes. A finished pool with the same arguments is kept, a broken-off one
+    is gone on with. The result does not depend on the number of processes.
 
     Args:
         n: Patients, at least 8.
@@ -222,41 +319,65 @@ def write_pool(
         raise InputError(
             f"Training seeds must stay below 900000, where the evaluation cohort begins; got {seed} + {n}."
         )
-    arguments = {"patients": n, "k": k, "seed": seed, "phantom_version": parameters()["version"]}
+    arguments = {
+        "patients": n, "k": k, "seed": seed, "phantom_version": parameters()["version"], "phantom_hash": phantom_hash(),
+    }  # fmt: skip
     index = out / "pool.json"
     try:
         if index.exists() and json.loads(index.read_text(encoding="utf-8"))["arguments"] == arguments:
             return
-        out.mkdir(parents=True, exist_ok=True)
-        index.unlink(missing_ok=True)
-        for name, (dtype, shape, per_protocol) in _ARRAYS.items():
-            full = (n, k, *shape) if per_protocol else (n, *shape)
-            part = str(out / f"{name}.npy.part")
-            np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=full).flush()
+        _prepare(out, arguments)
     except OSError as error:
         raise InputError(
             f"The pool can't be written to {out}: {error.strerror or error}; choose another folder with --out."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index} is damaged; remove it, or choose another folder with --out.") from error
-    blocks = [range(start, min(start + 8, n)) for start in range(0, n, 8)]
-    protocols: list[object] = []
-    records: list[object] = []
+    blocks = [range(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+    open_blocks = [rows for rows in blocks if not _block_file(out, rows.start).exists()]
+    done = n - sum(len(rows) for rows in open_blocks)
+    if progress:
+        progress(done, n)
     with ProcessPoolExecutor(workers) as executor:
-        jobs = [executor.submit(_write_block, out, seed, rows, k) for rows in blocks]
-        for rows, job in zip(blocks, jobs, strict=True):
-            block_protocols, block_records = job.result()
-            protocols += block_protocols
-            records += block_records
-            if progress:
-                progress(rows.stop, n)
+        jobs = {executor.submit(_write_block, out, seed, rows, k): rows for rows in open_blocks}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                done += len(jobs[job])
+                if progress:
+                    progress(done, n)
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+    texts = [json.loads(_block_file(out, rows.start).read_text(encoding="utf-8")) for rows in blocks]
     for name in _ARRAYS:
         (out / f"{name}.npy.part").replace(out / f"{name}.npy")
     meta = {
         "arguments": arguments,
+        "arrays": sorted(_ARRAYS),
         "patients": n,
-        "protocols": protocols,
-        "records": records,
+        "protocols": [row for text in texts for row in text["protocols"]],
+        "records": [row for text in texts for row in text["record"]],
+        "given": [row for text in texts for row in text["given"]],
         "data_hash": content_hash(out),
     }
     index.write_text(json.dumps(meta), encoding="utf-8")
+    shutil.rmtree(out / "blocks")
+    (out / "pool.part.json").unlink()
+
+
+def _prepare(out: Path, arguments: dict[str, object]) -> None:
+    """Makes room for a pool; what a broken-off call with the same arguments has written stays."""
+    out.mkdir(parents=True, exist_ok=True)
+    begun = out / "pool.part.json"
+    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) == arguments:
+        return
+    (out / "pool.json").unlink(missing_ok=True)
+    begun.unlink(missing_ok=True)
+    shutil.rmtree(out / "blocks", ignore_errors=True)
+    for name, (dtype, shape, per_protocol) in _ARRAYS.items():
+        leading = (arguments["patients"], arguments["k"]) if per_protocol else (arguments["patients"],)
+        part = str(out / f"{name}.npy.part")
+        np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=(*leading, *shape)).flush()
+    (out / "blocks").mkdir()
+    begun.write_text(json.dumps(arguments), encoding="utf-8")

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, shift
 
-from models.phantom.anatomy import render_anatomy
-from models.phantom.field import FloatArray, Grid, smooth_field
-from models.phantom.patient import Lesion, Patient
-from models.phantom.response import LesionOutcome, TrueResponse
+from models.phantom.anatomy import Anatomy, render_anatomy
+from models.phantom.contrast import draw_contrast
+from models.phantom.field import FloatArray, Grid
+from models.phantom.lesion import LIVER, NECROTIC, OIL, REACH, VIABLE, lesion_depth, paint_lesion
+from models.phantom.patient import Patient
+from models.phantom.response import TrueResponse
+from models.phantom.version import appearance
 
-# Tissue classes of the segmentation network.
-LIVER, VIABLE, NECROTIC, OIL = 1, 2, 3, 4
-_LESION_SAMPLES = 36
+__all__ = ["LIVER", "NECROTIC", "OIL", "VIABLE", "Scan", "render"]
 
 
 @dataclass(frozen=True)
@@ -35,98 +36,6 @@ class Scan:
     organs: npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class _LesionFields:
-    depth: FloatArray  # 1 at the centre, 0 on the border
-    death: FloatArray  # cells with the highest values die first
-    oil: FloatArray
-    fine: FloatArray
-
-
-def _bounding_grid(lesion: Lesion, grow: float = 1.45) -> Grid:
-    axes = [
-        np.linspace(c - grow * r, c + grow * r, _LESION_SAMPLES)
-        for c, r in zip(lesion.centre_mm, lesion.radii_mm, strict=True)
-    ]
-    return Grid(*axes)
-
-
-def _fields(patient: Patient, lesion: Lesion, grid: Grid, ratio: float) -> _LesionFields:
-    radius = float(np.cbrt(np.prod(lesion.radii_mm)))
-    reach = 2.2 * max(lesion.radii_mm)
-    scale = float(np.clip(0.5 * radius, 4.0, 16.0))
-
-    def field(offset: int, step: float) -> FloatArray:
-        return smooth_field(grid, lesion.seed + offset, max(step, reach / 24.0), lesion.centre_mm, reach)
-
-    irregular = 0.04 + 0.10 * patient.traits["infiltration"]
-    distance = grid.distance(lesion.centre_mm, np.array(lesion.radii_mm) * ratio ** (1.0 / 3.0))
-    depth = 1.0 - distance / (1.0 + irregular * np.clip(field(0, scale), -2.5, 2.5))
-    # capsules keep survivors at the rim, infiltration scatters them
-    scatter = 0.22 + 0.35 * patient.traits["infiltration"]
-    death = np.clip(depth, 0, 1) + scatter * field(1, max(0.55 * scale, 4.0))
-    oil = field(2, max(0.45 * scale, 4.0)) + 0.35 * field(3, 3.0)
-    return _LesionFields(depth.astype(np.float32), death.astype(np.float32), oil.astype(np.float32), field(4, 4.0))
-
-
-def _threshold(values: npt.NDArray[np.float32], share: float) -> float:
-    """The value above which `share` of `values` lies."""
-    if values.size == 0 or share <= 0.0:
-        return float("inf")
-    return float("-inf") if share >= 1.0 else float(np.quantile(values, 1.0 - share))
-
-
-def _paint_lesion(
-    patient: Patient,
-    lesion: Lesion,
-    outcome: LesionOutcome | None,
-    grid: Grid,
-    phase: str,
-    hu: FloatArray,
-    tissue: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.bool_]:
-    ratio = outcome.volume_ratio if outcome else 1.0
-    viable = (1.0 - patient.core_fraction) * (outcome.viable_fraction if outcome else 1.0)
-    # shares are of the lesion before treatment; the rendered lesion has `ratio` of that volume
-    dead_share = 1.0 - min(viable / ratio, 1.0)
-    local = _fields(patient, lesion, _bounding_grid(lesion), ratio)
-    inside_local = local.depth > 0
-    dead_limit = _threshold(local.death[inside_local], dead_share)
-    dead_local = inside_local & (local.death > dead_limit)
-    oil_limit = _threshold(local.oil[dead_local], outcome.oil_fraction if outcome else 0.0)
-
-    rng = np.random.default_rng([lesion.seed, 13])
-    contrast = {
-        "arterial": -18.0 + 98.0 * patient.traits["vascularity"],
-        "portal": -42.0 + 30.0 * patient.traits["vascularity"],
-    }[phase] + float(rng.normal(0.0, 11.0))
-    f = _fields(patient, lesion, grid, ratio)
-    inside = f.depth > 0
-    radius = float(np.cbrt(np.prod(lesion.radii_mm)))
-    softness = 0.7 + 2.2 * patient.traits["infiltration"]
-    edge = 1.0 / (1.0 + np.exp(-np.clip(f.depth * radius / softness, -20, 20)))
-    base = {"arterial": 76.0, "portal": 112.0}[phase] + contrast
-    coarse = 0.6 * f.fine + 0.4 * f.oil
-    tumour = base + (4.0 + 20.0 * patient.traits["texture"]) * coarse
-    dead = inside & (f.death > dead_limit)
-    necrotic = 29.0 + 5.0 * f.fine
-    tumour = np.where(dead, necrotic, tumour)
-    wet = dead & (f.oil > oil_limit)
-    if wet.any():
-        rise = np.clip((f.oil - oil_limit) / 0.9, 0.0, 1.0)
-        tumour = np.where(wet, 330.0 + 620.0 * rise + 40.0 * f.fine, tumour)
-    rim = np.exp(-(((f.depth * radius) / 1.6) ** 2))
-    tumour = tumour + rim * patient.traits["capsule"] * (32.0 if phase == "portal" else -26.0)
-    if phase == "arterial" and outcome is None:
-        halo = np.exp(-np.clip(-f.depth * radius, 0.0, None) / 11.0) * (f.depth <= 0) * (tissue == LIVER)
-        hu += halo * 48.0 * patient.traits["shunt"] * (f.fine + 0.9 > 0)
-    hu += edge * (tumour - hu)
-    tissue[inside] = VIABLE
-    tissue[dead] = NECROTIC
-    tissue[wet] = OIL
-    return np.asarray(inside)
-
-
 def render(
     patient: Patient,
     affine: npt.NDArray[np.float64],
@@ -137,6 +46,8 @@ def render(
     scan_seed: int = 0,
     noise_hu: float | None = None,
     blur_vox: tuple[float, float, float] | None = None,
+    anatomy: Anatomy | None = None,
+    with_tumour: bool = True,
 ) -> Scan:
     """One CT of a patient.
 
@@ -146,32 +57,51 @@ def render(
         shape: Voxels per axis.
         phase: ``"arterial"`` or ``"portal"``.
         response: None before treatment; else the response to the protocol that was given.
-        scan_seed: Identity of the scan: its noise, its kernel, and after treatment its breathing shift.
-        noise_hu: Standard deviation of the noise in HU; drawn from 7 to 15 when None.
+        scan_seed: Identity of the scan: its noise, its kernel, its injection, and after treatment its breathing shift.
+        noise_hu: Standard deviation of the noise in HU; drawn when None.
         blur_vox: Reconstruction kernel as Gaussian sigma per axis in voxels; drawn when None.
+        anatomy: Of this patient on this grid, where it was rendered before; saves half of the time.
+        with_tumour: False draws the liver without its lesions.
 
     Returns:
         The scan with its truth.
     """
+    look = appearance()["scan"]
     rng = np.random.default_rng([patient.seed, 17, scan_seed, 0 if phase == "arterial" else 1])
     grid = Grid.from_affine(affine, shape)
-    noise_hu = float(rng.uniform(7.0, 15.0)) if noise_hu is None else noise_hu
-    blur_vox = tuple(rng.uniform(0.3, 0.7, 3)) if blur_vox is None else blur_vox
+    noise_hu = float(rng.uniform(*look["noise_hu"])) if noise_hu is None else noise_hu
+    low, high = look["blur_vox"]
+    kernel = tuple(rng.uniform(low, high, 3)) if blur_vox is None else blur_vox
+    contrast = draw_contrast(patient, phase, scan_seed)
+    anatomy = anatomy or render_anatomy(patient, grid)
+    open_shunt = (patient.traits["shunt"] if response is None else response.open_shunt) * with_tumour
+    hu, liver = anatomy.paint(contrast, open_shunt), anatomy.liver
+    vessels = [anatomy.portal_vein, anatomy.aorta]
     if response is not None:
-        grid = grid.shifted(np.clip(rng.normal(0.0, 0.8, 3), -2.0, 2.0))
-    anatomy = render_anatomy(patient, grid, phase)
-    hu, tissue = anatomy.hu, anatomy.liver.astype(np.uint8)
+        breathing = look["breathing_mm"]
+        offset = np.clip(rng.normal(0.0, breathing["sd"]), -breathing["limit"], breathing["limit"])
+        voxels = -offset / np.diag(affine)[:3]
+        hu = np.asarray(shift(hu, voxels, order=1, mode="nearest"), np.float32)
+        liver, *vessels = (shift(mask, voxels, order=0, mode="nearest") for mask in (liver, *vessels))
+        grid = grid.shifted(offset)
+    tissue = liver.astype(np.uint8)
     tumour = np.zeros(shape, bool)
-    for index, lesion in enumerate(patient.lesions):
+    for index, lesion in enumerate(patient.lesions if with_tumour else ()):
         outcome = response.lesions[index] if response is not None else None
-        inside = _paint_lesion(patient, lesion, outcome, grid, phase, hu, tissue)
-        tumour |= inside if outcome is None else _fields(patient, lesion, grid, 1.0).depth > 0
-    organs = anatomy.liver.astype(np.uint8)
-    organs[anatomy.portal_vein] = 3
-    organs[anatomy.aorta] = 4
+        paint_lesion(patient, lesion, outcome, grid, contrast, open_shunt, hu, tissue)
+        reach = REACH * np.array(lesion.radii_mm)
+        box = grid.box(np.array(lesion.centre_mm) - reach, np.array(lesion.centre_mm) + reach)
+        tumour[box] |= lesion_depth(patient, lesion, grid.cut(box)) > 0
+    organs = liver.astype(np.uint8)
+    organs[vessels[0]] = 3
+    organs[vessels[1]] = 4
     organs[tumour] = 2
-    hu = gaussian_filter(hu, blur_vox)
-    white = rng.standard_normal(shape, dtype=np.float32)
-    grain = gaussian_filter(white, 0.55)
-    hu = hu + grain * np.float32(noise_hu / max(float(grain.std()), 1e-6))
-    return Scan(np.maximum(hu, -1024.0).astype(np.float32), tissue, tumour, organs)
+    hu = gaussian_filter(hu, kernel)
+    grain = rng.standard_normal(shape, dtype=np.float32)
+    sigma = np.full(3, rng.uniform(*look["grain_vox"]))
+    if rng.random() < look["streaks"]:
+        sigma[0] += rng.uniform(0.4, 1.2)
+    smooth = gaussian_filter(grain, sigma)
+    grain = grain - np.float32(0.8) * smooth if rng.random() < look["sharp"] else smooth
+    hu += grain * np.float32(noise_hu / max(float(grain.std()), 1e-6))
+    return Scan(np.maximum(hu, np.float32(-1024.0)), tissue, tumour, organs)

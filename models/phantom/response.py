@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from models.formulary import ITEM_ORDER, Formulary
-from models.phantom.patient import Patient, parameters
+from models.phantom.patient import Lesion, Patient
+from models.phantom.version import parameters
 from models.protocol import Protocol
 from models.toxicity import toxicity
-
-_PARTICLES = ("Drug-eluting beads", "Gelatin sponge", "KMG", "PVA")
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,37 @@ class LesionOutcome:
     """One lesion after treatment.
 
     Attributes:
-        viable_fraction: Share of the tissue that lived before treatment and still lives, in [0.02, 1].
+        viable_fraction: Share of the tissue that lived before treatment and survived, in [0, 1].
+        growth: Volume of the living tissue at the follow-up over that of the survivors, at least 1.
         oil_fraction: Share of the dead tissue that holds oil, in [0, 1].
         volume_ratio: Volume after over volume before, above 0.
+        living_share: Living tissue at the follow-up over the lesion's volume before, at least 0.
+        core_share: What is left of the necrotic core of before, over the lesion's volume before.
     """
 
     viable_fraction: float
+    growth: float
     oil_fraction: float
     volume_ratio: float
+    living_share: float
+    core_share: float
 
 
 @dataclass(frozen=True)
 class TrueResponse:
-    """What a protocol really does: per lesion, in ml, and as the log hazard of death."""
+    """What a protocol really does: per lesion, in ml, and as the log hazard of death.
+
+    Attributes:
+        lesions: In the order of the patient's lesions.
+        viable_ml: Living tumour at the follow-up in ml.
+        open_shunt: What is left of the arterio-portal shunt, in [0, 1].
+        toxicity: Fixed toxicity term (log hazard), without the patient's sensitivity.
+        log_hazard: Of death.
+    """
 
     lesions: tuple[LesionOutcome, ...]
     viable_ml: float
+    open_shunt: float
     toxicity: float
     log_hazard: float
 
@@ -47,7 +62,8 @@ def _formulary() -> Formulary:
     return Formulary.load("all")
 
 
-def _weight(row: dict[str, Any], features: dict[str, float]) -> float:
+def agent_weight(row: dict[str, Any], features: dict[str, float]) -> float:
+    """exp(sum of weight x feature): how much better or worse an agent works in a patient than in the middle one."""
     return float(np.exp(sum(float(row[f]) * value for f, value in features.items() if f in row)))
 
 
@@ -75,50 +91,65 @@ def respond(patient: Patient, protocol: Protocol) -> TrueResponse:
     retention, ischaemia, open_shunt = 1.0, 0.0, patient.traits["shunt"]
     for name in protocol.embolics:
         row = p["embolics"][name]
-        effect = _weight(row["weights"], features) * hidden[name] * _dose_factor(protocol, name)
+        effect = agent_weight(row["weights"], features) * hidden[name] * _dose_factor(protocol, name)
         loaded = "loaded_retention" in row and set(protocol.drugs) & set(p["loadable"])
         retention += (row["loaded_retention"] if loaded else row["retention"]) * effect
         ischaemia += row["ischaemia"] * effect
         open_shunt *= 1.0 - row["closure"]
     kept = 1.0 - p["shunt_loss"] * open_shunt
     potency = [
-        p["drugs"][d]["base"] * _weight(p["drugs"][d], features) * hidden[d] * _dose_factor(protocol, d)
+        p["drugs"][d]["base"] * agent_weight(p["drugs"][d], features) * hidden[d] * _dose_factor(protocol, d)
         for d in protocol.drugs
     ]
     q = p["saturation"]
     drug_kill = p["gain"] * float(np.sum(np.power(potency, q))) ** (1.0 / q) if potency else 0.0
-    kill = drug_kill * retention * kept + 0.62 * ischaemia * kept
-    oil = 0.0
-    if "Lipiodol" in protocol.embolics:
-        o = p["oil"]
-        noise = np.random.default_rng([patient.seed, 7]).normal(0.0, o["sd"])
-        particle = any(e in _PARTICLES for e in protocol.embolics)
-        dose = _dose_factor(protocol, "Lipiodol")
-        oil = float(
-            np.clip(
-                (
-                    o["base"]
-                    + o["vascularity"] * features["vascularity"]
-                    + o["particle"] * particle
-                    + o["shunt"] * open_shunt
-                    + noise
-                )
-                * dose,
-                0.06,
-                0.92,
-            )
-        )
-    lesions = []
-    for lesion in patient.lesions:
-        viable = max(float(np.exp(-kill * lesion.response)), p["floor"])
-        ratio = 1.0 - p["shrinkage"] * (1.0 - viable) + p["growth"] * max(viable - 0.6, 0.0)
-        lesions.append(LesionOutcome(viable, oil, ratio))
-    alive = 1.0 - patient.core_fraction
-    viable_ml = alive * sum(
-        out.viable_fraction * lesion.volume_ml for out, lesion in zip(lesions, patient.lesions, strict=True)
+    kill = (drug_kill * retention + p["ischaemia"] * ischaemia) * kept
+    oil = _oil(patient, protocol, open_shunt)
+    lesions = tuple(_lesion_outcome(patient, lesion, kill, oil) for lesion in patient.lesions)
+    viable_ml = sum(out.living_share * lesion.volume_ml for out, lesion in zip(lesions, patient.lesions, strict=True))
+    tox = toxicity(protocol, patient.record, patient.tumour_ml, patient.liver_ml).log_hazard
+    return TrueResponse(lesions, viable_ml, open_shunt, tox, log_hazard(patient, viable_ml, tox))
+
+
+def _oil(patient: Patient, protocol: Protocol, open_shunt: float) -> float:
+    """Share of the dead tissue that holds oil; 0 without Lipiodol."""
+    if "Lipiodol" not in protocol.embolics:
+        return 0.0
+    row = parameters()["response"]["oil"]
+    share = (
+        row["base"]
+        + row["vascularity"] * patient.features["vascularity"]
+        + row["particle"] * any(e in parameters()["response"]["particles"] for e in protocol.embolics)
+        + row["shunt"] * open_shunt
+        + np.random.default_rng([patient.seed, 7]).normal(0.0, row["sd"])
     )
-    tox = toxicity(protocol, patient.record, patient.tumour_ml, 1500.0 * patient.liver_scale**3).log_hazard
-    return TrueResponse(tuple(lesions), viable_ml, tox, log_hazard(patient, viable_ml, tox))
+    return float(np.clip(share * _dose_factor(protocol, "Lipiodol"), *row["limits"]))
+
+
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
+
+
+def survivors_of(patient: Patient, lesion: Lesion, kill: Number) -> tuple[Number, Number]:
+    """Share of a lesion's living tissue that survives a log kill, and how the survivors have grown by the follow-up."""
+    p, features = parameters()["response"], patient.features
+    reached = lesion.response * float(np.exp(p["size"] * lesion.size))
+    survivors = np.maximum((np.exp(-kill * reached) - p["clearance"]) / (1.0 - p["clearance"]), 0.0)
+    grow = p["growth"]
+    pace = grow["base"] + grow["texture"] * features["texture"] + grow["satellite"] * lesion.satellite
+    growth = 1.0 + pace * np.maximum(survivors - grow["threshold"], 0.0) / (1.0 - grow["threshold"])
+    return survivors, growth
+
+
+def _lesion_outcome(patient: Patient, lesion: Lesion, kill: float, oil: float) -> LesionOutcome:
+    shrink, features = parameters()["response"]["shrinkage"], patient.features
+    survivors, growth = map(float, survivors_of(patient, lesion, kill))
+    gone = shrink["base"] + shrink["texture"] * features["texture"] + shrink["capsule"] * features["capsule"]
+    gone = float(np.clip(gone + patient.shrinkage, *shrink["limits"]))
+    core = patient.core_fraction
+    living = (1.0 - core) * survivors * growth
+    killed = (1.0 - core) * (1.0 - survivors)
+    old = core * (1.0 - shrink["old_core"] * gone * (1.0 - survivors))
+    return LesionOutcome(survivors, growth, oil, living + killed * (1.0 - gone) + old, living, old)
 
 
 def log_hazard(patient: Patient, viable_ml: float, toxicity_log_hazard: float) -> float:
@@ -143,13 +174,21 @@ def draw_survival(log_hazards: Sequence[float], rng: np.random.Generator) -> tup
 
 
 def clinician_protocol(patient: Patient) -> Protocol:
-    """The protocol really given: a clinician with habits who does less for a frail patient (confounding)."""
+    """The protocol really given: a clinician with habits who looks at severity first (confounding).
+
+    A large tumour draws the triple regimen, a small one beads; the frail and the old get a drug less; a marked shunt is
+    closed only when it is noticed. Nothing else of the image is used, and nothing of the truth.
+    """
     c = parameters()["clinician"]
     rng = np.random.default_rng([patient.seed, 11])
-    weights = np.array([h["weight"] for h in c["habits"]])
-    habit = c["habits"][int(rng.choice(len(weights), p=weights / weights.sum()))]
-    drugs = list(habit["drugs"])
-    frail = (patient.record.child_pugh_score or 5) >= 7
-    if frail and len(drugs) > 1 and rng.random() < c["drop_when_frail"]:
+    burden = float(np.log(patient.tumour_ml / c["median_tumour_ml"]))
+    odds = np.array([h["weight"] * np.exp(np.clip(h["burden"] * burden, -1.5, 1.5)) for h in c["habits"]])
+    habit = c["habits"][int(rng.choice(len(odds), p=odds / odds.sum()))]
+    drugs, embolics = list(habit["drugs"]), list(habit["embolics"])
+    frail = (patient.record.child_pugh_score or 5) >= 7 and rng.random() < c["drop_when_frail"]
+    old = (patient.record.age_years or 0.0) >= c["old_from_years"] and rng.random() < c["drop_when_old"]
+    if (frail or old) and len(drugs) > 1:
         drugs.pop()
-    return Protocol(drugs=tuple(drugs), embolics=tuple(habit["embolics"]))
+    if patient.traits["shunt"] >= c["shunt_from"] and "Lipiodol" in embolics and rng.random() < c["sees_shunt"]:
+        embolics = ["Lipiodol", "NBCA"]
+    return Protocol(drugs=tuple(drugs), embolics=tuple(embolics))

@@ -20,7 +20,7 @@ FILE = "checkpoint.safetensors"
 
 def save_checkpoint(
     folder: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, rng: np.random.Generator,
-    state: dict[str, Any],
+    state: dict[str, Any], adversary: tuple[nn.Module, torch.optim.Optimizer] | None = None,
 ) -> None:  # fmt: skip
     """Write everything that the next step depends on, atomically.
 
@@ -31,12 +31,16 @@ def save_checkpoint(
         optimiser: its state is kept too.
         rng: draws the batches.
         state: JSON-able counters (step, seconds, fingerprint of the run).
+        adversary: the opponent and its optimiser, where there is one.
     """
     tensors: dict[str, Tensor] = {"rng.torch": torch.get_rng_state()}
-    for prefix, module in (("net.", network), ("ema.", average)):
+    if next(network.parameters()).is_cuda:
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for prefix, module in _modules(network, average, adversary):
         tensors |= {prefix + name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
-    for index, slots in optimiser.state_dict()["state"].items():
-        tensors |= {f"opt.{index}.{slot}": value.detach().clone().contiguous() for slot, value in slots.items()}
+    for prefix, one in _optimisers(optimiser, adversary):
+        for index, slots in one.state_dict()["state"].items():
+            tensors |= {f"{prefix}{index}.{slot}": value.detach().clone().contiguous() for slot, value in slots.items()}
     header = {"state": json.dumps(state), "rng": json.dumps(rng.bit_generator.state)}
     temporary = folder / f".{FILE}.{os.getpid()}.tmp"
     save_file(tensors, temporary, metadata=header)
@@ -44,8 +48,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, rng: np.random.Generator
-) -> dict[str, Any]:
+    folder: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, rng: np.random.Generator,
+    adversary: tuple[nn.Module, torch.optim.Optimizer] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Restore in place what `save_checkpoint` wrote; returns `state`.
 
     Raises:
@@ -58,19 +63,34 @@ def load_checkpoint(
             header = file.metadata()
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 tensors[key] = file.get_tensor(key)
-        for prefix, module in (("net.", network), ("ema.", average)):
+        for prefix, module in _modules(network, average, adversary):
             module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RunError(
             f"The checkpoint {path} can't be continued (damaged, or of another preset); start anew."
         ) from error
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("opt."):
-            _, index, slot = key.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = value
-    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    for prefix, one in _optimisers(optimiser, adversary):
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(prefix):
+                index, slot = key[len(prefix) :].split(".", 1)
+                slots.setdefault(int(index), {})[slot] = value
+        one.load_state_dict({"state": slots, "param_groups": one.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["rng.torch"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
     rng.bit_generator.state = json.loads(header["rng"])
     state: dict[str, Any] = json.loads(header["state"])
     return state
+
+
+def _modules(
+    network: nn.Module, average: nn.Module, adversary: tuple[nn.Module, torch.optim.Optimizer] | None
+) -> list[tuple[str, nn.Module]]:
+    return [("net.", network), ("ema.", average), *([("foe.", adversary[0])] if adversary else [])]
+
+
+def _optimisers(
+    optimiser: torch.optim.Optimizer, adversary: tuple[nn.Module, torch.optim.Optimizer] | None
+) -> list[tuple[str, torch.optim.Optimizer]]:
+    return [("opt.", optimiser), *([("foeopt.", adversary[1])] if adversary else [])]

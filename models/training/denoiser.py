@@ -1,7 +1,13 @@
-"""Trains the denoiser on latents: rectified flow, the same patient and noise under two protocols in every batch."""
+"""Trains the denoiser on latents: the same patient and noise under two protocols in every batch.
+
+First the response head learns alone (see `models.training.response`) and is frozen; then the U-Net learns to draw what
+measured shares say. Equation (2) of the paper is the loss `denoising_loss`, equation (3) `combo_contrastive_loss`, both
+with an estimate of one step; some scans before treatment are attenuated (`models.networks.attenuation`).
+"""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,115 +15,135 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.networks.action import HashedTextEncoder, text_vector
+from models.networks.action import text_encoder, text_vector
+from models.networks.attenuation import attenuate, level_of_share
 from models.networks.autoencoder import Autoencoder
 from models.networks.denoiser import Denoiser, sample
 from models.networks.preset import Preset
-from models.networks.response_head import SHARES
-from models.networks.segmenter import Tissue
+from models.training.contrastive import Combos, change_inside, combo_contrastive_loss
 from models.training.latents import Latents, compute_latents
 from models.training.loop import Budget, Cadence, RunResult, run_training
-from models.training.losses import flow_loss, paired_effect_loss, region_weights
+from models.training.losses import denoising_loss, paired_effect_loss, region_weights
 from models.training.pictures import mosaic
 from models.training.pool import Pool, hu_to_unit
+from models.training.processes import Processes
+from models.training.response import FILE as RESPONSE
+from models.training.response import ResponseData, effect_slope, train_response, tumour_shares
 
 VALIDATION_PATIENTS = 12
 OIL_HU = 200.0  # above this inside the original tumour counts as Lipiodol
 LOW_HU = 60.0  # below this inside the original tumour counts as dead tissue without contrast
-UNIFORM_SHARE = (
-    0.25  # share of times drawn uniformly: the first Euler step starts at t = 0, which logit-normal rarely draws
-)
-
-
-def draw_times(rng: np.random.Generator, count: int) -> Tensor:
-    """Times in (0, 1): logit-normal (Esser et al. 2024), a quarter uniform."""
-    logit = 1.0 / (1.0 + np.exp(-rng.standard_normal(count)))
-    times = np.where(rng.random(count) < UNIFORM_SHARE, rng.random(count), logit)
-    return torch.from_numpy(times.astype(np.float32))
-
-
-def effect_slope(true: npt.NDArray[np.float64], simulated: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """How much of the *within-patient* effect of the protocol is recovered.
-
-    Args:
-        true: (patients, protocols) of a measure.
-        simulated: the same measure on simulated scans.
-
-    Returns:
-        Slope of simulated on true deviations from the patient's mean (1 is full amplitude, 0 none), and their
-        correlation.
-    """
-    x = (true - true.mean(1, keepdims=True)).ravel()
-    y = (simulated - simulated.mean(1, keepdims=True)).ravel()
-    xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
-    return (xy / xx if xx > 0 else 0.0), (float(xy / np.sqrt(xx * yy)) if xx * yy > 0 else 0.0)
-
-
-def tumour_shares(pool: Pool) -> Tensor:
-    """How each original tumour was divided after each protocol: (P, K, 4), `SHARES` summing to 1."""
-    patients, protocols = pool.post_labels.shape[:2]
-    out = np.zeros((patients, protocols, len(SHARES)), dtype=np.float32)
-    for patient in range(patients):
-        inside = np.asarray(pool.tumour_mask[patient]) > 0
-        for protocol in range(protocols):
-            labels = np.asarray(pool.post_labels[patient, protocol])[inside]
-            measured = [float((labels == tissue).mean()) for tissue in (Tissue.VIABLE, Tissue.NECROTIC, Tissue.OIL)]
-            out[patient, protocol] = [*measured, 1.0 - sum(measured)]
-    return torch.from_numpy(out)
 
 
 class DenoiserTask:
-    """Flow loss in and around the tumour + paired difference between two protocols + the response head's loss."""
+    """Equation (2) in and around the tumour + paired difference between two protocols + equation (3)."""
 
     def __init__(self, pool: Pool, preset: Preset, latents: Latents, autoencoder: Autoencoder) -> None:
-        """Build the network from the global random state."""
+        """Build the network from the global random state; the response head is not trained here."""
         self.pool = pool
         self.preset = preset
         self.latents = latents
         self.autoencoder = autoencoder
+        self.device = next(autoencoder.parameters()).device
         self.training = preset.training.denoiser
         self.options = self.training.options
-        self.network = Denoiser(preset.denoiser, preset.autoencoder.latent_channels)
-        encoder = HashedTextEncoder(preset.denoiser.text_dim)
+        self.network = Denoiser(preset.denoiser, preset.autoencoder.latent_channels).to(self.device)
+        self.network.response.requires_grad_(False)
+        encoder = text_encoder(preset.denoiser)
         self.text = torch.from_numpy(np.stack([[text_vector(p, encoder) for p in row] for row in pool.protocols]))
         self.action = torch.from_numpy(np.array(pool.actions, dtype=np.float32))
         self.shares = tumour_shares(pool)
         self.log2_spacing = torch.log2(torch.from_numpy(np.array(pool.spacing_mm, dtype=np.float32)) / 1.5)
+        self.profiles = torch.from_numpy(np.array(latents.profile, dtype=np.float32))
+        self.combos = Combos(pool)
+
+    def fit_response(self, path: Path, run: str, seed: int) -> None:
+        """Train the response head, or load what an earlier call left in `path`."""
+        self.network.response.requires_grad_(True)
+        head = self.network.response.to("cpu")
+        train_response(head, self.response_data(), int(self.options["response_steps"]), seed, path, run)
+        self.network.response.to(self.device).requires_grad_(False)
+
+    def response_data(self) -> ResponseData:
+        """What the response head learns from."""
+        if self.preset.denoiser.reading == "profile":  # spares the memory
+            pre = mask = torch.zeros(len(self.shares), 1)
+        else:
+            pre, mask = (torch.from_numpy(np.array(getattr(self.latents, name))) for name in ("pre", "mask"))
+        further = self.options["further_protocols"] > 0
+        return ResponseData(self.pool, self.shares, self.profiles, pre, mask, self.log2_spacing, further=further)
 
     def _latents(self, which: str, *index: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.asarray(getattr(self.latents, which)[tuple(index)], dtype=np.float32))
+        values = torch.from_numpy(np.asarray(getattr(self.latents, which)[tuple(index)], dtype=np.float32))
+        return values.to(self.device)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Patients and protocols; 2i and 2i+1 are one patient. The first two pairs share a combination of agents."""
+        pairs = max(1, self.training.batch // 2)
+        patients = rng.choice(self.pool.train, size=pairs)
+        protocols = np.stack([rng.choice(self.pool.post.shape[1], size=2, replace=False) for _ in range(pairs)])
+        alike = self.combos.draw(rng) if pairs > 1 and self.options["contrast_weight"] > 0 else None
+        for place, (patient, protocol) in enumerate(alike or ()):
+            patients[place] = patient
+            protocols[place] = protocol, self.combos.other(patient, protocol, rng)
+        return np.repeat(patients, 2), protocols.ravel()
 
     def loss(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
-        """See `models.training.loop.Task.loss`. Samples 2i and 2i+1 are one patient under two protocols."""
-        pairs = max(1, self.training.batch // 2)
-        patients = np.repeat(rng.choice(self.pool.train, size=pairs), 2)
-        protocols = np.concatenate([rng.choice(self.pool.post.shape[1], size=2, replace=False) for _ in range(pairs)])
+        """See `models.training.loop.Task.loss`."""
+        patients, protocols = self._draw(rng)
+        pairs = len(patients) // 2
+        diffusion = self.network.diffusion
         z_pre, mask = self._latents("pre", patients), self._latents("mask", patients)
         z_post = self._latents("post", patients, protocols)
-        seed = int(rng.integers(2**62))
-        noise = torch.randn(pairs, *z_post.shape[1:], generator=torch.Generator().manual_seed(seed)).repeat_interleave(
-            2, dim=0
-        )
-        t = draw_times(rng, pairs).repeat_interleave(2)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        noise = torch.randn(pairs, *z_post.shape[1:], generator=generator).repeat_interleave(2, dim=0).to(self.device)
+        t = diffusion.times(rng, pairs).repeat_interleave(2).to(self.device)
         keep = torch.from_numpy(rng.random(pairs) >= self.options["action_dropout"]).repeat_interleave(2)
-        along = t[:, None, None, None, None]
-        z_t = (1.0 - along) * noise + along * z_post
-        target = z_post - noise
-        velocity = self.network(
-            z_t, t, z_pre, mask, self.action[patients, protocols], self.text[patients, protocols],
-            self.log2_spacing[patients], self._given_shares(patients, protocols, rng), keep=keep,
+        seen = self._attenuated(z_pre, patients, protocols, rng)
+        z_t, target = diffusion.blend(z_post, noise, t), diffusion.target(z_post, noise)
+        predicted = self.network(
+            z_t, t, seen, mask, self.action[patients, protocols].to(self.device),
+            self.text[patients, protocols].to(self.device), self.log2_spacing[patients].to(self.device),
+            self._given_shares(patients, protocols, rng).to(self.device), keep=keep.to(self.device),
         )  # fmt: skip
         region = region_weights(mask)
-        flow = flow_loss(velocity, target, region, self.options["outside_weight"])
-        # where the action is hidden both velocities are equal and the paired term is a constant without gradient
-        effect = paired_effect_loss(velocity, target, region)
-        response = self._response_loss(rng)
-        total = flow + self.options["effect_weight"] * effect + self.options["response_weight"] * response
-        return total, {
-            "flow": float(flow.detach()),
-            "effect": float(effect.detach()),
-            "response": float(response.detach()),
-        }
+        denoising = denoising_loss(predicted, target, region, self.options["outside_weight"])
+        # where the action is hidden both predictions are equal and the paired term is a constant without gradient
+        effect = paired_effect_loss(predicted, target, region)
+        total = denoising + self.options["effect_weight"] * effect
+        parts = {"denoising": float(denoising.detach()), "effect": float(effect.detach())}
+        if pairs > 1 and self.options["contrast_weight"] > 0 and self.combos.classes:
+            estimate = diffusion.estimate(z_t, predicted, t)
+            contrast = self._contrast(change_inside(estimate, z_pre, mask))
+            total = total + self.options["contrast_weight"] * contrast
+            parts["contrast"] = float(contrast.detach())
+        return total, parts
+
+    def _contrast(self, changes: Tensor) -> Tensor:
+        """Equation (3) with samples 0 and 2 as anchor and positive, each beside its own patient's other protocol."""
+        anchor, positive = changes[[0, 2]], changes[[2, 0]]
+        negatives = torch.stack([changes[[1]], changes[[3]]])
+        return combo_contrastive_loss(
+            anchor, positive, negatives, self.options["contrast_temperature"], self.options["contrast_paper"] > 0
+        )
+
+    def _attenuated(
+        self, z_pre: Tensor, patients: npt.NDArray[np.int64], protocols: npt.NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Tensor:  # fmt: skip
+        """Condition latents; for a share of the pairs those of the attenuated scan, z'_0 of equation (2)."""
+        out = z_pre
+        for pair in np.flatnonzero(rng.random(len(patients) // 2) < self.options["attenuation_share"]):
+            patient = int(patients[2 * pair])
+            scan = hu_to_unit(self.pool.pre[patient], self.preset.hu_window)
+            tumour = torch.from_numpy(np.array(self.pool.tumour_mask[patient]) > 0).float()
+            dead = 1.0 - self.shares[patient, protocols[2 * pair : 2 * pair + 2], 0]
+            faded = torch.stack([attenuate(scan, tumour, level_of_share(float(value))) for value in dead])
+            if out is z_pre:
+                out = z_pre.clone()
+            with torch.no_grad():
+                out[2 * pair : 2 * pair + 2] = self.autoencoder.encode(faded[:, None].to(self.device))
+        return out
 
     def _given_shares(
         self, patients: npt.NDArray[np.int64], protocols: npt.NDArray[np.int64], rng: np.random.Generator
@@ -128,32 +154,18 @@ class DenoiserTask:
         noisy = (true + noise).clamp_min(0.0)
         return noisy / noisy.sum(dim=1, keepdim=True)
 
-    def _response_loss(self, rng: np.random.Generator) -> Tensor:
-        """Cross-entropy of predicted and measured shares, over all protocols of some patients."""
-        count = self.pool.post.shape[1]
-        size = min(int(self.options["response_batch"]), self.pool.train.size)
-        patients = rng.choice(self.pool.train, size=size, replace=False)
-        z_pre, mask = self._latents("pre", patients), self._latents("mask", patients)
-        flips = tuple(axis for axis in (2, 3, 4) if rng.random() < 0.5)
-        features = self.network.response.features(z_pre.flip(flips), mask.flip(flips), self.log2_spacing[patients])
-        logits = self.network.response(
-            features.repeat_interleave(count, dim=0).float(), self.action[patients].flatten(0, 1)
-        )
-        wanted = self.shares[patients].flatten(0, 1)
-        return -(wanted * torch.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
-
     def _simulate(self, network: Denoiser, patient: int, guidance: float) -> Tensor:
         """Decoded samples for all protocols of a patient under one noise, in HU (K, S, S, S)."""
         count = self.pool.post.shape[1]
         rows = np.full(count, patient)
         noise = torch.randn(1, *self.latents.pre.shape[1:], generator=torch.Generator().manual_seed(patient))
         z = sample(
-            network, noise.expand(count, -1, -1, -1, -1), self._latents("pre", rows), self._latents("mask", rows),
-            self.action[rows, np.arange(count)], self.text[rows, np.arange(count)], self.log2_spacing[rows],
-            guidance=guidance,
+            network, noise.expand(count, -1, -1, -1, -1).to(self.device), self._latents("pre", rows),
+            self._latents("mask", rows), self.action[patient].to(self.device), self.text[patient].to(self.device),
+            self.log2_spacing[rows].to(self.device), self.profiles[rows].to(self.device), guidance=guidance,
         )  # fmt: skip
         low, high = self.preset.hu_window
-        return (self.autoencoder.decode(z)[:, 0] + 1.0) * 0.5 * (high - low) + low
+        return (self.autoencoder.decode(z)[:, 0].cpu() + 1.0) * 0.5 * (high - low) + low
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Effect recovery within unseen patients (slope, correlation): Lipiodol, low-HU share, mean HU."""
@@ -167,26 +179,12 @@ class DenoiserTask:
                 measures["oil"][side].append([float((v > OIL_HU).mean()) for v in inside])
                 measures["low"][side].append([float((v < LOW_HU).mean()) for v in inside])
                 measures["mean"][side].append([float(v.mean()) for v in inside])
-        out = self._shares_recovered(network)
+        head = copy.deepcopy(network.response).to("cpu").float()
+        with torch.autocast("cpu", enabled=False):
+            out = self.response_data().recovered(head, np.asarray(self.pool.val))
         for name, (true, simulated_values) in measures.items():
             slope, r = effect_slope(np.array(true), np.array(simulated_values))
             out[f"{name}_slope"], out[f"{name}_r"] = slope, r
-        return out
-
-    def _shares_recovered(self, network: Denoiser) -> dict[str, float]:
-        """Effect recovery of the response head alone, within unseen patients."""
-        count = self.pool.post.shape[1]
-        predicted = []
-        for patient in self.pool.val:
-            rows = np.full(count, patient)
-            spacing = self.log2_spacing[rows]
-            z_pre, mask = self._latents("pre", rows), self._latents("mask", rows)
-            predicted.append(network.predict_shares(z_pre, mask, self.action[patient], spacing).double().numpy())
-        out = {}
-        for index, name in enumerate(SHARES[:3]):
-            true = self.shares[self.pool.val][:, :, index].double().numpy()
-            slope, r = effect_slope(true, np.stack(predicted)[:, :, index])
-            out[f"share_{name}_slope"], out[f"share_{name}_r"] = slope, r
         return out
 
     def picture(self, network: nn.Module) -> npt.NDArray[np.uint8]:
@@ -209,7 +207,8 @@ def train_denoiser(
     minutes: float | None = None, steps: int | None = None, resume: bool = False, cadence: Cadence | None = None,
     mixed_precision: bool | None = None, stop_after: int | None = None,
 ) -> RunResult:  # fmt: skip
-    """Train in `out` (see `run_training`); the pool's latents are computed first, into `out/latents`.
+    """Train in `out` (see `run_training`); the pool's latents are computed first, into `out/latents`,
+    and the response head is trained.
 
     Args:
         autoencoder: trained, in evaluation mode.
@@ -228,11 +227,14 @@ def train_denoiser(
     Raises:
         RunError: see `run_training`.
     """
-    latents = compute_latents(autoencoder, pool, preset, out / "latents", autoencoder_id)
+    me = Processes.join()
+    latents = me.in_turn(lambda: compute_latents(autoencoder, pool, preset, out / "latents", autoencoder_id))
     torch.manual_seed(seed)
     task = DenoiserTask(pool, preset, latents, autoencoder)
+    fingerprint = f"{preset.fingerprint('denoiser')} {pool.data_hash} {autoencoder_id} seed {seed}"
+    me.in_turn(lambda: task.fit_response(out / RESPONSE, fingerprint, seed))
     return run_training(
         task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
-        fingerprint=f"{preset.fingerprint('denoiser')} {pool.data_hash} {autoencoder_id} seed {seed}", resume=resume,
+        fingerprint=fingerprint, resume=resume,
         cadence=cadence or Cadence(validate_every=0.2), mixed_precision=mixed_precision, stop_after=stop_after,
     )  # fmt: skip

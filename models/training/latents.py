@@ -17,6 +17,7 @@ from models.errors import RunError
 from models.networks.autoencoder import Autoencoder
 from models.networks.precision import autocast
 from models.networks.preset import Preset
+from models.networks.tumour_profile import PROFILE_SIZE, tumour_profile
 from models.training.pool import Pool, hu_to_unit
 
 _FLUSH_EVERY = 32  # patients
@@ -29,11 +30,13 @@ class Latents:
     Attributes:
         pre: (P, C, s, s, s). post: (P, K, C, s, s, s).
         mask: (P, 1, s, s, s) share of each cell that was tumour before treatment.
+        profile: (P, PROFILE_SIZE) from `models.networks.tumour_profile`, float32.
     """
 
     pre: npt.NDArray[np.float16]
     post: npt.NDArray[np.float16]
     mask: npt.NDArray[np.float16]
+    profile: npt.NDArray[np.float32]
 
 
 def latent_mask(mask: Tensor, downsampling: int) -> Tensor:
@@ -60,10 +63,11 @@ def compute_latents(autoencoder: Autoencoder, pool: Pool, preset: Preset, folder
     channels = preset.autoencoder.latent_channels
     shapes = {
         "pre": (patients, channels, *cube), "post": (patients, protocols, channels, *cube),
-        "mask": (patients, 1, *cube),
+        "mask": (patients, 1, *cube), "profile": (patients, PROFILE_SIZE),
     }  # fmt: skip
     index = folder / "latents.json"
-    fingerprint = f"{autoencoder_id} {pool.data_hash} {shapes['post']}"
+    fingerprint = f"{autoencoder_id} {pool.data_hash} {shapes['post']} {shapes['profile']}"
+    device = next(autoencoder.parameters()).device
     done = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,21 +76,28 @@ def compute_latents(autoencoder: Autoencoder, pool: Pool, preset: Preset, folder
             done = int(state["done"]) if state["fingerprint"] == fingerprint else 0
         arrays = {
             name: np.lib.format.open_memmap(
-                folder / f"{name}.npy", mode="r+" if done else "w+", dtype=np.float16, shape=None if done else shape
+                folder / f"{name}.npy",
+                mode="r+" if done else "w+",
+                shape=None if done else shape,
+                dtype=np.float32 if name == "profile" else np.float16,
             )
             for name, shape in shapes.items()
         }
     except (OSError, ValueError) as error:
         raise RunError(f"The latents in {folder} can't be read or written ({error}); remove the folder.") from error
     autoencoder.eval()
-    with autocast("cpu"):
+    with autocast(device):
         for patient in track(range(done, patients), description="latents", disable=done == patients):
             scans = [pool.pre[patient], *pool.post[patient]]
-            z = autoencoder.encode(torch.stack([hu_to_unit(scan, preset.hu_window) for scan in scans])[:, None])
+            units = torch.stack([hu_to_unit(scan, preset.hu_window) for scan in scans])[:, None]
+            z = autoencoder.encode(units.to(device)).cpu()
             arrays["pre"][patient] = z[0].numpy()
             arrays["post"][patient] = z[1:].numpy()
-            mask = torch.from_numpy(np.array(pool.tumour_mask[patient]))[None, None]
-            arrays["mask"][patient] = latent_mask(mask, autoencoder.downsampling)[0].numpy()
+            tumour = np.array(pool.tumour_mask[patient])
+            arrays["mask"][patient] = latent_mask(torch.from_numpy(tumour)[None, None], autoencoder.downsampling)[0]
+            arrays["profile"][patient] = tumour_profile(
+                np.asarray(pool.pre[patient]), tumour > 0, float(pool.spacing_mm[patient])
+            )
             if (patient + 1) % _FLUSH_EVERY == 0 or patient + 1 == patients:
                 for array in arrays.values():
                     array.flush()

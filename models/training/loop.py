@@ -1,4 +1,8 @@
-"""The training loop that all four networks share: budget, schedule, EMA, metrics, pictures, checkpoints, resume."""
+"""The training loop that all four networks share: budget, schedule, EMA, metrics, pictures, checkpoints, resume.
+
+It works on the device that the network lies on, in one process or in several that torchrun started, with or without an
+adversary. Metrics go to a CSV file and, where it is installed, to TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, runtime_checkable
 from typing import Protocol as Interface
 
 import numpy as np
@@ -19,16 +22,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.errors import RunError
 from models.networks.precision import autocast
 from models.networks.preset import TrainingPreset
+from models.training.board import Board
 from models.training.checkpoint import FILE as CHECKPOINT
 from models.training.checkpoint import load_checkpoint, save_checkpoint
+from models.training.processes import Processes
 
 FINAL = "final.safetensors"
+BEST = "best.safetensors"
+ADVERSARY_RATE = 0.5  # of the network's learning rate
 METRICS = "metrics.csv"
 
 
@@ -50,6 +57,17 @@ class Task(Interface):
 
     def picture(self, network: nn.Module) -> npt.NDArray[np.uint8]:
         """A grey picture (H, W) that shows what the network does."""
+        ...
+
+
+@runtime_checkable
+class Adversarial(Interface):
+    """A task whose loss contains an opponent, which learns in turn."""
+
+    adversary: nn.Module
+
+    def adversary_loss(self, progress: float) -> Tensor | None:
+        """The opponent's loss on the batch of the last `loss`; None while it does not take part."""
         ...
 
 
@@ -132,10 +150,10 @@ def run_training(
     """Train `task.network` in `out` until the budget is spent.
 
     Args:
-        task: network, loss and validation.
-        preset: batch-independent settings: learning rate, weight decay, EMA, warm-up.
-        out: folder of this network's run: checkpoint, metrics.csv, samples/*.png, at the end final.safetensors (the
-            averaged weights).
+        task: network (on its device), loss and validation; it may be `Adversarial`.
+        preset: batch-independent settings: learning rate, weight decay, EMA, warm-up, early stop.
+        out: folder of this network's run: checkpoint, metrics.csv, tensorboard, samples/*.png, at the end
+            final.safetensors (the averaged weights; with an early stop those of the best validation).
         seed: of the batches.
         budget: when to stop.
         fingerprint: of data, preset and seed; a resumed run must have the same.
@@ -150,98 +168,196 @@ def run_training(
             finite.
     """
     pace = cadence or Cadence()
+    me = Processes.join()
     try:
         (out / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"The training folder {out} can't be written: {error.strerror}.") from error
     if (out / CHECKPOINT).exists() and not resume:
         raise RunError(f"{out} already holds a training run; pass --resume to continue it or choose another --out.")
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    network = task.network
-    average = copy.deepcopy(network).requires_grad_(False).eval()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate, weight_decay=preset.weight_decay)
-    step, spent, next_validation = 0, 0.0, pace.validate_every
-    metrics: dict[str, float] = {}
+    run = _Run(task, preset, out, seed, fingerprint, mixed_precision, me)
     if resume and (out / CHECKPOINT).exists():
-        state = load_checkpoint(out, network, average, optimiser, rng)
-        if state["fingerprint"] != fingerprint:
-            raise RunError(f"The run in {out} was started with other data, preset or seed; choose another --out.")
-        step, spent, next_validation = state["step"], state["seconds"], state["next_validation"]
-        metrics = state["metrics"]
-        _keep_rows(out / METRICS, step)
-    else:
+        run.restore()
+    elif me.first:
         (out / METRICS).unlink(missing_ok=True)
-
-    def save() -> None:
-        counters = {
-            "step": step, "seconds": spent, "next_validation": next_validation, "fingerprint": fingerprint,
-            "metrics": metrics,
-        }  # fmt: skip
-        save_checkpoint(out, network, average, optimiser, rng, counters)
-
-    def check() -> None:
-        metrics.clear()
-        metrics.update(_with_own_random_state(lambda: task.validate(average), mixed_precision))
-        _append(out / METRICS, step, spent, "val", metrics)
-        picture = _with_own_random_state(lambda: task.picture(average), mixed_precision)
-        Image.fromarray(picture).save(out / "samples" / f"step_{step:06d}.png")
-
+    me.wait()
+    run.next_validation = run.next_validation or pace.validate_every
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, refresh_per_second=2) as bar:
+    with Progress(*columns, refresh_per_second=2, disable=not me.first) as bar:
         line = bar.add_task(out.name, total=1.0)
-        bar.update(line, completed=budget.progress(step, spent))
+        bar.update(line, completed=budget.progress(run.step, run.spent))
         saved_at = time.monotonic()
-        network.train()
-        while budget.progress(step, spent) < 1.0:
-            began = time.monotonic()
-            progress = budget.progress(step, spent)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(preset.learning_rate, step, preset.warmup_steps, progress)
-            with _precision(mixed_precision):
-                loss, parts = task.loss(rng, progress)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            value = float(loss.detach())
-            if not (math.isfinite(value) and math.isfinite(float(norm))):
-                raise RunError(f"The loss in {out} is not finite at step {step}; lower the learning rate and resume.")
-            optimiser.step()
-            update_average(average, network, preset.ema, step)
-            step += 1
-            spent += time.monotonic() - began
-            if step % pace.metrics_steps == 0:
-                _append(out / METRICS, step, spent, "train", {"loss": value, **parts})
-                told = " ".join(f"{name} {number:.3g}" for name, number in {"loss": value, **parts}.items())
-                bar.update(line, completed=budget.progress(step, spent), description=f"{out.name} step {step}  {told}")
-            if budget.progress(step, spent) >= next_validation:
-                next_validation += pace.validate_every
-                check()
-                network.train()
-            if stop_after is not None and step >= stop_after:
-                save()
-                return RunResult(average, step, spent, metrics, finished=False)
-            if time.monotonic() - saved_at > pace.checkpoint_seconds:
-                save()
+        run.network.train()
+        while (progress := me.agreed(budget.progress(run.step, run.spent))) < 1.0 and not run.stopped:
+            values = run.advance(progress)
+            if run.step % pace.metrics_steps == 0 and me.first:
+                run.note("train", values)
+                told = " ".join(f"{name} {number:.3g}" for name, number in values.items())
+                shown = f"{out.name} step {run.step}  {told}"
+                bar.update(line, completed=budget.progress(run.step, run.spent), description=shown)
+            if me.agreed(budget.progress(run.step, run.spent)) >= run.next_validation:
+                run.next_validation += pace.validate_every
+                run.check()
+                run.network.train()
+            if stop_after is not None and run.step >= stop_after:
+                run.save()
+                me.wait()
+                return RunResult(run.average, run.step, run.spent, run.metrics, finished=False)
+            if me.first and time.monotonic() - saved_at > pace.checkpoint_seconds:
+                run.save()
                 saved_at = time.monotonic()
-        if not (out / FINAL).exists():
-            if finish is not None:
-                _with_own_random_state(lambda: finish(average), mixed_precision)
-            check()
-            save()
-            weights = {name: tensor.contiguous().clone() for name, tensor in average.state_dict().items()}
-            temporary = out / f".{FINAL}.{os.getpid()}.tmp"
-            save_file(weights, temporary, metadata={"step": str(step), "fingerprint": fingerprint})
-            temporary.replace(out / FINAL)
-    return RunResult(average, step, spent, metrics, finished=True)
+        if not (out / FINAL).exists() and me.first:
+            run.conclude(finish)
+    me.wait()
+    run.board.close()
+    return RunResult(run.average, run.step, run.spent, run.metrics, finished=True)
 
 
-def _precision(mixed_precision: bool | None) -> AbstractContextManager[object]:
-    return autocast("cpu", mixed_precision)
+class _Run:
+    """State of a run: what a checkpoint holds, and the steps that change it."""
+
+    def __init__(
+        self, task: Task, preset: TrainingPreset, out: Path, seed: int, fingerprint: str,
+        mixed_precision: bool | None, me: Processes,
+    ) -> None:  # fmt: skip
+        self.task, self.preset, self.out, self.me = task, preset, out, me
+        self.fingerprint = me.fingerprint(fingerprint)
+        self.mixed_precision = mixed_precision
+        torch.manual_seed(seed)
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
+        self.network = task.network
+        self.device = next(self.network.parameters()).device
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.optimiser = _adam(self.network, preset.learning_rate, preset.weight_decay)
+        self.opponent = task if isinstance(task, Adversarial) else None
+        self.foe = _adam(self.opponent.adversary, preset.learning_rate, 0.0) if self.opponent else None
+        self.board = Board(out if me.first else None)
+        self.step, self.spent, self.next_validation = 0, 0.0, 0.0
+        self.best, self.waited = -math.inf, 0
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the watched figure has not improved for too long."""
+        return bool(self.me.agreed(float(0 < self.preset.patience <= self.waited)))
+
+    def restore(self) -> None:
+        """Continue from the checkpoint."""
+        state = load_checkpoint(self.out, self.network, self.average, self.optimiser, self.rng, self._adversary())
+        if state["fingerprint"] != self.fingerprint:
+            raise RunError(
+                f"The run in {self.out} was started with other data, preset or seed, or in another number of "
+                "processes; choose another --out."
+            )
+        self.step, self.spent, self.next_validation = state["step"], state["seconds"], state["next_validation"]
+        self.metrics, self.waited = state["metrics"], state["waited"]
+        self.best = -math.inf if state["best"] is None else state["best"]
+        if self.me.first:
+            _keep_rows(self.out / METRICS, self.step)
+
+    def _adversary(self) -> tuple[nn.Module, torch.optim.Optimizer] | None:
+        return (self.opponent.adversary, self.foe) if self.opponent is not None and self.foe is not None else None
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if not self.me.first:
+            return
+        counters = {
+            "step": self.step, "seconds": self.spent, "next_validation": self.next_validation,
+            "fingerprint": self.fingerprint, "metrics": self.metrics, "waited": self.waited,
+            "best": self.best if math.isfinite(self.best) else None,
+        }  # fmt: skip
+        save_checkpoint(self.out, self.network, self.average, self.optimiser, self.rng, counters, self._adversary())
+
+    def advance(self, progress: float) -> dict[str, float]:
+        """One step of the optimiser; returns the loss and its parts."""
+        began = time.monotonic()
+        rate = learning_rate(self.preset.learning_rate, self.step, self.preset.warmup_steps, progress)
+        rng = self.me.generator(self.rng, self.seed, self.step)
+        with autocast(self.device, self.mixed_precision):
+            loss, parts = self.task.loss(rng, progress)
+        value = self._descend(self.network, self.optimiser, loss, rate)
+        update_average(self.average, self.network, self.preset.ema, self.step)
+        if self.opponent is not None and self.foe is not None:
+            with autocast(self.device, self.mixed_precision):
+                against = self.opponent.adversary_loss(progress)
+            if against is not None:
+                parts["adversary"] = self._descend(self.opponent.adversary, self.foe, against, ADVERSARY_RATE * rate)
+        self.me.share_buffers(self.network)
+        self.step += 1
+        self.spent += time.monotonic() - began
+        return {"loss": value, **parts}
+
+    def _descend(self, network: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> float:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.me.average_gradients(network)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            raise RunError(
+                f"The loss in {self.out} is not finite at step {self.step}; lower the learning rate and resume."
+            )
+        optimiser.step()
+        return value
+
+    def note(self, split: str, values: Mapping[str, float]) -> None:
+        """Write figures to the table and to TensorBoard."""
+        _append(self.out / METRICS, self.step, self.spent, split, values)
+        self.board.scalars(self.step, split, values)
+
+    def check(self) -> None:
+        """Validate the averaged network, write figures and a picture, remember the best."""
+        if not self.me.first:
+            return
+        self.metrics.clear()
+        self.metrics.update(self._calmly(lambda: self.task.validate(self.average)))
+        self.note("val", self.metrics)
+        picture = self._calmly(lambda: self.task.picture(self.average))
+        Image.fromarray(picture).save(self.out / "samples" / f"step_{self.step:06d}.png")
+        self.board.picture(self.step, picture)
+        if not self.preset.patience:
+            return
+        name = self.preset.watch.removeprefix("-")
+        if name not in self.metrics:
+            known = ", ".join(sorted(self.metrics))
+            raise RunError(
+                f"The early stop watches '{name}', which is no metric of {self.out.name}; choose of {known}."
+            )
+        score = -self.metrics[name] if self.preset.watch.startswith("-") else self.metrics[name]
+        if score > self.best:
+            self.best, self.waited = score, 0
+            self._write(BEST)
+        else:
+            self.waited += 1
+
+    def conclude(self, finish: Callable[[nn.Module], None] | None) -> None:
+        """Last validation and the weights; after an early stop those of the best validation."""
+        if self.preset.patience and (self.out / BEST).exists():
+            self.average.load_state_dict(load_file(self.out / BEST))
+        if finish is not None:
+            self._calmly(lambda: finish(self.average))
+        self.check()
+        self.save()
+        self._write(FINAL)
+
+    def _write(self, name: str) -> None:
+        weights = {key: tensor.cpu().contiguous().clone() for key, tensor in self.average.state_dict().items()}
+        temporary = self.out / f".{name}.{os.getpid()}.tmp"
+        save_file(weights, temporary, metadata={"step": str(self.step), "fingerprint": self.fingerprint})
+        temporary.replace(self.out / name)
+
+    def _calmly(self, call: Callable[[], Any]) -> Any:
+        """Run an evaluation without gradient and without moving the run's random stream."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), autocast(self.device, self.mixed_precision):
+            torch.manual_seed(0)
+            return call()
 
 
-def _with_own_random_state(call: Callable[[], Any], mixed_precision: bool | None) -> Any:
-    """Run an evaluation without gradient and without moving the run's random stream."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _precision(mixed_precision):
-        torch.manual_seed(0)
-        return call()
+def _adam(network: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(learned, lr=rate, weight_decay=decay)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,23 +48,23 @@ def _region_mean(squared: Tensor, weight: Tensor) -> Tensor:
     return per_sample.mean()
 
 
-def flow_loss(velocity: Tensor, target: Tensor, region: Tensor, outside: float) -> Tensor:
-    """Rectified-flow loss: squared velocity error inside the tumour region plus `outside` times that elsewhere.
+def denoising_loss(predicted: Tensor, target: Tensor, region: Tensor, outside: float) -> Tensor:
+    """Equation (2) of the paper: squared error inside the tumour region plus `outside` times that elsewhere.
 
-    Each sample counts alike, however small its tumour. velocity, target (N, C, s, s, s); region (N, 1, s, s, s) in
-    [0, 1].
+    The target is the noise, or a rectified flow's velocity (see `models.networks.diffusion`). Each sample counts alike,
+    however small its tumour. predicted, target (N, C, s, s, s); region (N, 1, s, s, s) in [0, 1].
     """
-    squared = (velocity - target).square()
+    squared = (predicted - target).square()
     return _region_mean(squared, region) + outside * _region_mean(squared, 1.0 - region)
 
 
-def paired_effect_loss(velocity: Tensor, target: Tensor, region: Tensor) -> Tensor:
+def paired_effect_loss(predicted: Tensor, target: Tensor, region: Tensor) -> Tensor:
     """Squared error of the *difference* that the protocol makes.
 
     Samples 2i and 2i+1 are the same patient, noise and time under two protocols, so the noise cancels in the difference
     of the targets and what is left is the effect of the action alone.
     """
-    effect = (velocity[0::2] - velocity[1::2]) - (target[0::2] - target[1::2])
+    effect = (predicted[0::2] - predicted[1::2]) - (target[0::2] - target[1::2])
     return 0.5 * _region_mean(effect.square(), region[0::2])
 
 
@@ -94,3 +96,23 @@ def cox_efron(log_risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
     denominator = at_risk[own] - rank / deaths[own] * dying[own]
     log_likelihood = (risk[died] - risk.detach().max()).sum() - torch.log(denominator).sum()
     return (-log_likelihood / deaths_total).to(log_risk.dtype)
+
+
+def discrete_hazard_loss(logits: Tensor, time: Tensor, event: Tensor, edges: Sequence[float]) -> Tensor:
+    """Negative log-likelihood of survival times under a hazard per interval, per sample (Gensheimer 2019).
+
+    A death counts in the interval that it falls into, a censored patient in the intervals that were survived whole; who
+    outlives the last edge survived them all. Nobody who was censored counts as dead.
+
+    Args:
+        logits: (N, I) of the probability to die in each interval, given survival to its start.
+        time: (N,) months.
+        event: (N,) bool.
+        edges: I ends of the intervals, rising; the first begins at 0.
+    """
+    ends = torch.tensor(edges, dtype=time.dtype, device=time.device)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    survived = (time[:, None] >= ends).to(logits.dtype)
+    died = (event[:, None] & (time[:, None] >= starts) & (time[:, None] < ends)).to(logits.dtype)
+    log_death, log_life = F.logsigmoid(logits), F.logsigmoid(-logits)
+    return -(died * log_death + survived * log_life).sum(dim=1).mean()

@@ -2,7 +2,8 @@
 
 A task's loss is no forward pass of its network (several passes, other networks, a risk set), so that
 `DistributedDataParallel`, which hooks into one forward pass, does not fit; the gradients are averaged after the
-backward pass instead, which is the same sum. Only the first process writes.
+backward pass instead, which is the same sum. A loss that is a mean over its batch is then that of the N batches
+together; the survival network's risk sets stay those of each process. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=7)  # the others wait while the first one validates or simulates; torchrun ends dead runs
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Processes:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("gloo")  # networks are trained on the CPU
+            dist.init_process_group("gloo", timeout=_PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -46,9 +49,21 @@ class Processes:
         """Whether this one writes and validates."""
         return self.rank == 0
 
-    def generator(self, seed: int) -> np.random.Generator:
-        """Draws the batches: alone as ever, otherwise another stream in every process."""
-        return np.random.default_rng(seed if self.first else [seed, self.rank])
+    def fingerprint(self, run: str) -> str:
+        """Identity of a run: with others their number belongs to it, since it multiplies the batch."""
+        return run if self.count == 1 else f"{run} in {self.count} processes"
+
+    def generator(self, alone: np.random.Generator, seed: int, step: int) -> np.random.Generator:
+        """Draws the batch of a step.
+
+        Alone it is the run's own stream, as it stands. With others it is a stream by seed, step and process, for torch
+        too: a resumed run then draws what an unbroken one draws, though a checkpoint holds the first process's state.
+        """
+        if self.count == 1:
+            return alone
+        drawn = np.random.default_rng([seed, step, self.rank])
+        torch.manual_seed(int(drawn.integers(2**62)))
+        return drawn
 
     def average_gradients(self, network: nn.Module) -> None:
         """Replace every gradient by its mean over the processes; a parameter without one counts as zero."""

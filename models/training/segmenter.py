@@ -3,12 +3,14 @@
 The engine shows the segmenter a composite: the scan before + feather * (decoded after - decoded before). Decoding blurs
 thin structures, so a segmenter that had only seen sharp scans would miss them. Beside each scan the network sees the
 one before treatment and the tumour's mask, which is hidden in some samples so that tumours are found without it too.
+
+Simulated scans are noised true ones that the denoiser finishes: they look like its drawings, yet the true labels hold.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +18,26 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
+from models.networks.action import text_encoder, text_vector
 from models.networks.autoencoder import Autoencoder
+from models.networks.denoiser import Denoiser, sample
 from models.networks.preset import Preset
 from models.networks.segmenter import Segmenter, Tissue, segmenter_input
 from models.patch import feather
-from models.training.denoiser import effect_slope
+from models.training.latents import latent_mask
 from models.training.loop import Budget, Cadence, RunResult, run_training
 from models.training.pictures import mosaic
 from models.training.pool import Pool, crop_around, hu_to_unit, random_flips
+from models.training.response import effect_slope, shares_of
 
 VALIDATION_PATIENTS = 16
 VALIDATION_PROTOCOLS = 4
-View = Literal["pre", "post", "decoded", "composite"]
-VIEWS: tuple[View, ...] = ("pre", "post", "decoded", "composite")
+START, FINISHING_STEPS = (
+    (0.2, 0.7),
+    3,
+)  # time from which the denoiser finishes a noised true scan, and in how many steps
+View = Literal["pre", "post", "decoded", "composite", "simulated", "context"]
+SCANS: tuple[View, ...] = ("pre", "post", "decoded", "composite")
 
 
 def composite(before: Tensor, decoded_before: Tensor, decoded_after: Tensor, weight: Tensor) -> Tensor:
@@ -36,33 +45,48 @@ def composite(before: Tensor, decoded_before: Tensor, decoded_after: Tensor, wei
     return (before + weight * (decoded_after - decoded_before)).clamp(-1.0, 1.0)
 
 
-def viable_share_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of the viable share of the original tumour, the figure that the risk depends on.
+def share_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of how the original tumour is divided, the figures that the risk depends on.
 
     Args:
         logits: (N, 5, S, S, S).
         labels: (N, S, S, S) true classes.
         mask: (N, S, S, S) bool, tumour before treatment; a sample without any counts as no error.
+
+    Returns:
+        Scalar: the viable share's error, and half of those of the dead ones.
     """
     inside = mask.float()
     size = inside.sum(dim=(1, 2, 3)).clamp_min(1.0)
-    found = (torch.softmax(logits, dim=1)[:, Tissue.VIABLE] * inside).sum(dim=(1, 2, 3)) / size
-    true = ((labels == Tissue.VIABLE).float() * inside).sum(dim=(1, 2, 3)) / size
-    return (found - true).square().mean()
+    found = torch.softmax(logits, dim=1)
+    total = logits.new_zeros(())
+    for tissue, weight in ((Tissue.VIABLE, 1.0), (Tissue.NECROTIC, 0.5), (Tissue.OIL, 0.5)):
+        mine = (found[:, tissue] * inside).sum(dim=(1, 2, 3)) / size
+        true = ((labels == tissue).float() * inside).sum(dim=(1, 2, 3)) / size
+        total = total + weight * (mine - true).square().mean()
+    return total
 
 
 class SegmenterTask:
-    """Dice + cross-entropy over the four views + the error of the viable share of the original tumour."""
+    """Dice + cross-entropy over the views + the error of the shares of the original tumour."""
 
-    def __init__(self, pool: Pool, preset: Preset, autoencoder: Autoencoder) -> None:
-        """Build the network from the global random state."""
+    def __init__(self, pool: Pool, preset: Preset, autoencoder: Autoencoder, denoiser: Denoiser | None = None) -> None:
+        """Build the network from the global random state; without a denoiser no simulated scans are seen."""
         self.pool = pool
         self.preset = preset
         self.autoencoder = autoencoder
+        self.denoiser = denoiser
+        # places anywhere in the abdomen, many without a tumour: for whole scans of which nothing is known
+        self.context: Any = getattr(pool, "context", None)
+        simulated: tuple[View, ...] = ("simulated",) if denoiser is not None else ()
+        context: tuple[View, ...] = ("context",) if self.context is not None else ()
+        self.views = SCANS + simulated + context
+        self.device = next(autoencoder.parameters()).device
+        self.text = text_encoder(preset.denoiser)
         self.training = preset.training.segmenter
-        self.network = Segmenter(preset.segmenter)
+        self.network = Segmenter(preset.segmenter).to(self.device)
         # no extra weight for the tumour's classes: it made every doubtful voxel of vacated liver count as alive
-        weight = torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0])
+        weight = torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0], device=self.device)
         self.criterion = DiceCELoss(
             softmax=True, to_onehot_y=True, squared_pred=True, batch=True, weight=weight, smooth_dr=1e-6
         )
@@ -73,7 +97,7 @@ class SegmenterTask:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """One cube (X, Y, Z) in [-1, 1], the same before treatment, and the classes of the first.
 
-        `noise` perturbs the latents, as imperfect sampling does.
+        `noise` perturbs the latents, as imperfect sampling does; of a simulated scan it is the time that it starts at.
         """
         pool, window = self.pool, self.preset.hu_window
         before = hu_to_unit(pool.pre[patient][where], window)
@@ -84,16 +108,52 @@ class SegmenterTask:
         labels = torch.from_numpy(np.array(pool.post_labels[patient, protocol][where], dtype=np.int64))
         if view == "post":
             return after, before, labels
-        with torch.no_grad():
-            z = self.autoencoder.encode(torch.stack([before, after])[:, None])
-            z[1] += noise * torch.randn(z[1].shape, generator=generator)
-            decoded = self.autoencoder.decode(z)[:, 0]
+        if view == "simulated":
+            # the denoiser needs the whole cube
+            images = self._finished(patient, protocol, noise, generator)[:, *where]
+        else:
+            with torch.no_grad():
+                z = self.autoencoder.encode(torch.stack([before, after])[:, None].to(self.device))
+                z[1] += noise * torch.randn(z[1].shape, generator=generator).to(self.device)
+                images = self.autoencoder.decode(z)[:, 0].cpu()
         if view == "decoded":
-            return decoded[1], before, labels
+            return images[1], before, labels
         spacing = float(pool.spacing_mm[patient])
         weight = torch.from_numpy(feather(np.asarray(pool.tumour_mask[patient][where]), np.diag([spacing] * 3 + [1.0])))
         classes = torch.where(weight >= 0.5, labels, labels_before)
-        return composite(before, decoded[0], decoded[1], weight), before, classes
+        return composite(before, images[0], images[1], weight), before, classes
+
+    @torch.no_grad()
+    def _finished(self, patient: int, protocol: int, start: float, generator: torch.Generator | None) -> Tensor:
+        """Decoded cubes (2, S, S, S): before treatment, and the true one noised and finished by the denoiser."""
+        assert self.denoiser is not None
+        pool, window, device = self.pool, self.preset.hu_window, self.device
+        scans = [hu_to_unit(scan, window) for scan in (pool.pre[patient], pool.post[patient, protocol])]
+        z = self.autoencoder.encode(torch.stack(scans)[:, None].to(device))
+        tumour = np.asarray(pool.tumour_mask[patient]) > 0
+        mask = latent_mask(torch.from_numpy(tumour)[None, None], self.autoencoder.downsampling).to(device)
+        shares = shares_of(np.asarray(pool.post_labels[patient, protocol]), tumour)
+        text = torch.from_numpy(text_vector(pool.protocols[patient][protocol], self.text))
+        action = torch.from_numpy(np.array(pool.actions[patient, protocol], dtype=np.float32))
+        noise = torch.randn(z[1:].shape, generator=generator).to(device)
+        noised = self.denoiser.diffusion.blend(z[1:], noise, torch.tensor([start], device=device))
+        done = sample(
+            self.denoiser, noised, z[:1], mask, action[None].to(device), text[None].to(device),
+            torch.tensor([np.log2(float(pool.spacing_mm[patient]) / 1.5)], dtype=torch.float32, device=device),
+            torch.zeros(1, 1, device=device), steps=FINISHING_STEPS, guidance=1.0,
+            shares=torch.from_numpy(shares)[None].to(device), start=start,
+        )  # fmt: skip
+        return self.autoencoder.decode(torch.cat([z[:1], done]))[:, 0].cpu()
+
+    def _context(self, patient: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A cube (X, Y, Z) of a place anywhere in the abdomen, and its classes; the rest of a larger crop is air."""
+        edge, crop = self.context.shape[1], self.training.crop
+        start = rng.integers(0, max(edge - crop, 0) + 1, size=3)
+        where = tuple(slice(int(at), int(at) + min(crop, edge)) for at in start)
+        missing = (0, max(crop - edge, 0)) * 3
+        cube = hu_to_unit(self.context[patient][where], self.preset.hu_window)
+        labels = torch.from_numpy(np.array(self.pool.context_labels[patient][where], dtype=np.int64))  # type: ignore[attr-defined]
+        return nn.functional.pad(cube, missing, value=-1.0), nn.functional.pad(labels, missing)
 
     def _mask(self, patient: int, where: tuple[slice, slice, slice]) -> Tensor:
         """Tumour before treatment (X, Y, Z), bool."""
@@ -104,10 +164,24 @@ class SegmenterTask:
         inputs, classes, masks = [], [], []
         for _ in range(self.training.batch):
             patient, protocol = int(rng.choice(self.pool.train)), int(rng.integers(self.pool.post.shape[1]))
-            view = VIEWS[int(rng.integers(len(VIEWS)))]
-            where = crop_around(np.asarray(self.pool.tumour_mask[patient]), self.training.crop, rng)
+            view = self.views[int(rng.integers(len(self.views)))]
+            if view == "context":
+                cube, labels = self._context(patient, rng)
+                flips = random_flips(rng)
+                scan = self._augment(cube, rng).flip(flips)
+                empty = torch.zeros_like(scan)
+                inputs.append(segmenter_input(scan, scan, empty))
+                classes.append(labels.flip(flips))
+                masks.append(empty > 0)
+                continue
+            tumour = np.asarray(self.pool.tumour_mask[patient])
+            # livers without a tumour must be seen too
+            elsewhere = rng.random() < self.training.options["elsewhere"]
+            where = crop_around(np.zeros_like(tumour) if elsewhere else tumour, self.training.crop, rng)
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             noise = self.training.options["decoded_noise"] * float(rng.random())
+            if view == "simulated":
+                noise = float(rng.uniform(*START))
             cube, before, labels = self._view(patient, protocol, view, where, noise, generator)
             mask = self._mask(patient, where)
             if rng.random() < self.training.options["mask_hidden"]:
@@ -119,8 +193,9 @@ class SegmenterTask:
             beside = scan if view == "pre" else self._augment(before, rng)
             inputs.append(segmenter_input(scan, beside, mask).flip(flips))
             classes.append(labels.flip(flips))
-        logits, labels = self.network(torch.stack(inputs)), torch.stack(classes)
-        share = viable_share_loss(logits, labels, torch.stack(masks))
+        labels = torch.stack(classes).to(self.device)
+        logits = self.network(torch.stack(inputs).to(self.device))
+        share = share_loss(logits, labels, torch.stack(masks).to(self.device))
         loss: Tensor = self.criterion(logits, labels[:, None]) + self.training.options["share_weight"] * share
         return loss, {"share": float(share.detach())}
 
@@ -137,14 +212,16 @@ class SegmenterTask:
 
         Returns:
             dice_CLASS_VIEW: pooled, per class and of the whole tumour, before treatment (`pre`; `alone` with the mask
-            hidden), on true scans after it (`post`) and on what the engine shows (`composite`).
+            hidden), on true scans after it (`post`), on what the engine shows (`composite`) and on simulated ones.
             viable_slope_VIEW, viable_r_VIEW: how much of the within-patient effect of the protocol on the viable
             share of the original tumour is found, see `effect_slope`.
         """
         where = (slice(0, self.preset.size),) * 3
         protocols = min(VALIDATION_PROTOCOLS, self.pool.post.shape[1])
         hits: dict[str, npt.NDArray[np.float64]] = {}
-        shares: dict[View, tuple[list[list[float]], list[list[float]]]] = {"post": ([], []), "composite": ([], [])}
+        simulated: tuple[View, ...] = ("simulated",) if self.denoiser is not None else ()
+        views: tuple[View, ...] = ("post", "composite", *simulated)
+        shares: dict[View, tuple[list[list[float]], list[list[float]]]] = {view: ([], []) for view in views}
 
         def count(name: str, predicted: Tensor, labels: Tensor) -> None:
             for tissue, mine, truth in [
@@ -163,7 +240,8 @@ class SegmenterTask:
                 true.append([])
                 found.append([])
                 for protocol in range(protocols):
-                    cube, before, labels = self._view(patient, protocol, view, where, 0.0, None)
+                    generator = torch.Generator().manual_seed(patient)
+                    cube, before, labels = self._view(patient, protocol, view, where, 0.0, generator)
                     predicted = _classes(network, cube, before, mask)
                     count(view, predicted, labels)
                     true[-1].append(_viable_share(labels, mask))
@@ -194,8 +272,9 @@ class SegmenterTask:
 
 def _classes(network: nn.Module, cube: Tensor, before: Tensor, mask: Tensor) -> Tensor:
     """Predicted classes (X, Y, Z) of one cube."""
-    logits: Tensor = network(segmenter_input(cube, before, mask)[None])
-    return logits.argmax(1)[0]
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    logits: Tensor = network(segmenter_input(cube, before, mask)[None].to(device))
+    return logits.argmax(1)[0].cpu()
 
 
 def _viable_share(classes: Tensor, mask: Tensor) -> float:
@@ -207,7 +286,8 @@ def _viable_share(classes: Tensor, mask: Tensor) -> float:
 def train_segmenter(
     pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, *, autoencoder_id: str, seed: int = 0,
     minutes: float | None = None, steps: int | None = None, resume: bool = False, cadence: Cadence | None = None,
-    mixed_precision: bool | None = None, stop_after: int | None = None,
+    mixed_precision: bool | None = None, stop_after: int | None = None, denoiser: Denoiser | None = None,
+    denoiser_id: str = "none",
 ) -> RunResult:  # fmt: skip
     """Train in `out`; see `run_training`.
 
@@ -224,14 +304,17 @@ def train_segmenter(
         cadence: how often things are written.
         mixed_precision: None asks the device.
         stop_after: see `run_training`.
+        denoiser: trained, for simulated scans; None leaves them out.
+        denoiser_id: of its weights.
 
     Raises:
         RunError: see `run_training`.
     """
     torch.manual_seed(seed)
-    task = SegmenterTask(pool, preset, autoencoder.eval())
+    task = SegmenterTask(pool, preset, autoencoder.eval(), denoiser)
     return run_training(
         task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
-        fingerprint=f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} seed {seed}", resume=resume,
+        fingerprint=f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} {denoiser_id} seed {seed}",
+        resume=resume,
         cadence=cadence or Cadence(validate_every=0.5), mixed_precision=mixed_precision, stop_after=stop_after,
     )  # fmt: skip

@@ -80,7 +80,7 @@ def test_it_learns_what_protocols_do_to_patients_that_it_has_not_seen(fitted, mo
     drawn = (case for case in draw_cases(846_000) if isinstance(case, PhantomCase))
     found, told = [], []
     for case in islice(drawn, 12):
-        liver_ml = 1500.0 * case.patient.liver_scale**3
+        liver_ml = case.patient.liver_ml
         case.__dict__["summary"] = SimpleNamespace(tumour_ml=case.patient.tumour_ml, liver_ml=liver_ml)
         protocols = [case.space.protocols[i] for i in rng.choice(len(case.space.protocols), 120, replace=False)]
         true = [respond(case.patient, protocol).log_hazard for protocol in protocols]

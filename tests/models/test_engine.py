@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.clinical_record import ClinicalRecord
 from models.engine import Engine, Prepared
 from models.errors import InputError, TransientToolError
+from models.networks.diffusion import Flow
 from models.networks.preset import Preset
 from models.protocol import Protocol
 from models.volume import Volume
@@ -108,6 +109,7 @@ class Recorder(nn.Module):
     def __init__(self, preset: Any) -> None:
         super().__init__()
         self.preset = preset
+        self.diffusion = Flow()
         self.seen: list[Tensor] = []
 
     def forward(self, z_t: Tensor, *rest: Tensor, **more: Tensor) -> Tensor:
@@ -294,3 +296,11 @@ def test_a_large_case_fits_in_memory(model: WorldModel):
     engine.simulate(prepared, [(CISPLATIN, s) for s in range(3)])
     # The whole test process, everything before this test included.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 1024**2
+
+
+def test_a_whole_scan_is_labelled_on_its_own_grid_without_a_mask(model: WorldModel):
+    volume, _ = phantom(shape=(60, 56, 30))
+    found = Engine("cpu", model=model, precision="fp32", batch=4).segment_volume(volume)
+    assert found.shape == volume.data.shape
+    assert found.dtype == np.uint8
+    assert set(np.unique(found)) <= {0, 1, 2}

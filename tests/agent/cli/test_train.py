@@ -43,7 +43,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     content = shrink(Preset.load("small")).model_dump()
     content.update(size=64)
     preset = Preset.model_validate(content)
-    monkeypatch.setattr(Preset, "load", lambda name: preset)
+    monkeypatch.setattr(Preset, "load", lambda name, changes=(): preset)
 
 
 def test_real_cases_are_mixed_with_phantoms(folder: Path, tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from models.networks.action import encode_protocols
 from models.networks.denoiser import Denoiser, sample
+from models.networks.diffusion import Flow
 from models.networks.precision import autocast, supports_bf16
+from models.networks.preset import Preset
+from models.networks.tumour_profile import PROFILE_SIZE
 from models.protocol import Protocol
-from models.weights import WorldModel
+from models.weights import WorldModel, init_world_model
 
 PROTOCOLS = [Protocol(drugs=("Cisplatin",)), Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",))]
 
@@ -23,6 +26,7 @@ def _inputs(model: WorldModel, count: int = 2) -> dict[str, Tensor]:
         "noise": torch.randn(1, *shape[1:], generator=generator).expand(shape).contiguous(),
         "z_pre": torch.randn(1, *shape[1:], generator=generator).expand(shape).contiguous(),
         "mask": torch.ones(count, 1, 8, 8, 8), "action": action, "text": text, "log2_spacing": torch.zeros(count),
+        "profile": torch.zeros(count, PROFILE_SIZE),
     }  # fmt: skip
 
 
@@ -30,7 +34,7 @@ class ExactFlow:
     """The velocity of a straight path to a known end: any Euler sampler must arrive exactly."""
 
     def __init__(self, end: Tensor, model: WorldModel) -> None:
-        self.end, self.preset = end, model.preset.denoiser
+        self.end, self.preset, self.diffusion = end, model.preset.denoiser, Flow()
 
     def predict_shares(self, z_pre: Tensor, *_: Any) -> Tensor:
         return torch.full((z_pre.shape[0], 4), 0.25)
@@ -53,7 +57,7 @@ def test_same_noise_other_protocol_other_result_and_same_protocol_same_result(mo
     assert not torch.allclose(out[0], out[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["noise", "z_pre", "mask", "log2_spacing"])
+@pytest.mark.parametrize("name", ["noise", "z_pre", "mask", "log2_spacing", "profile"])
 def test_every_condition_reaches_the_network(model: WorldModel, name: str) -> None:
     inputs = _inputs(model)
     before = sample(model.denoiser, **inputs, steps=1)
@@ -93,8 +97,26 @@ def test_a_sample_does_not_depend_on_its_neighbours(model: WorldModel) -> None:
 
 def test_velocity_is_float32_and_of_the_latents_shape(model: WorldModel) -> None:
     inputs = _inputs(model)
-    noise = inputs.pop("noise")
+    noise, _ = inputs.pop("noise"), inputs.pop("profile")
     denoiser: Denoiser = model.denoiser
     out = denoiser(noise, torch.rand(2), **inputs, shares=torch.full((2, 4), 0.25))
     assert out.shape == noise.shape
     assert out.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("condition", "seen"), [("action", True), ("text", True), ("none", False)])
+def test_an_ablated_network_does_not_learn_of_the_protocol(tiny: Preset, condition: str, seen: bool) -> None:
+    changed = tiny.model_copy(update={"denoiser": tiny.denoiser.model_copy(update={"condition": condition})})
+    model = init_world_model(changed, seed=1)
+    out = sample(model.denoiser, **_inputs(model, 2), steps=2)
+    assert torch.allclose(out[0], out[1], atol=1e-6) != seen
+
+
+def test_given_shares_are_drawn_instead_of_the_predicted_ones(model: WorldModel) -> None:
+    inputs = _inputs(model)
+    one, other = (
+        sample(model.denoiser, **inputs, steps=1, shares=torch.tensor([share, share])) for share in (
+            [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]
+        )
+    )  # fmt: skip
+    assert not torch.allclose(one, other, atol=1e-4)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from models.errors import WeightsError
+from models.errors import InputError, WeightsError
 from models.networks.preset import Preset
 from models.weights import PARTS, build_network
 
@@ -41,3 +41,17 @@ def test_an_impossible_preset_is_refused() -> None:
         Preset.model_validate(values | {"size": 66})
     with pytest.raises(ValidationError, match="empty"):
         Preset.model_validate(values | {"hu_window": (600.0, -175.0)})
+
+
+def test_a_change_reaches_one_setting_and_a_wrong_one_is_one_sentence() -> None:
+    plain = Preset.load("small")
+    changed = Preset.load("small", ["denoiser.objective=noise", "training.denoiser.options.contrast_weight=0"])
+    assert changed.denoiser.objective == "noise"
+    assert changed.training.denoiser.options["contrast_weight"] == 0
+    assert changed.model_copy(update={"denoiser": plain.denoiser, "training": plain.training}) == plain
+    assert changed.fingerprint("denoiser") != plain.fingerprint("denoiser")
+    for wrong in ("denoiser.colour=red", "steps=3", "denoiser.steps"):
+        with pytest.raises(InputError, match="names no setting"):
+            Preset.load("small", [wrong])
+    with pytest.raises(InputError, match=r"denoiser\.steps"):
+        Preset.load("small", ["denoiser.steps=0"])

@@ -5,6 +5,7 @@ import torch
 from models.formulary import ITEM_ORDER
 from models.networks.action import action_vector
 from models.networks.response_head import SHARES, ResponseHead
+from models.networks.tumour_profile import PROFILE_SIZE
 from models.protocol import Dose, Protocol
 
 
@@ -13,11 +14,11 @@ def head() -> ResponseHead:
     return ResponseHead(latent_channels=4).eval()
 
 
-def image(count: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def image(count: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     mask = torch.zeros(count, 1, 8, 8, 8)
     mask[:, :, 2:6, 2:6, 2:6] = 1.0
-    return torch.randn(count, 4, 8, 8, 8, generator=generator), mask, torch.zeros(count)
+    return torch.randn(count, 4, 8, 8, 8, generator=generator), mask, torch.zeros(count), torch.zeros(count, 1)
 
 
 def action(*drugs: str, embolics: tuple[str, ...] = (), doses: tuple[tuple[str, Dose], ...] = ()) -> torch.Tensor:
@@ -52,10 +53,25 @@ def test_an_absent_agent_has_no_effect_and_a_present_one_has() -> None:
 @torch.no_grad()
 def test_image_and_dose_reach_the_answer() -> None:
     network = head()
-    z_pre, mask, spacing = image()
+    z_pre, mask, spacing, profile = image()
     low, high = (action("Cisplatin", doses=(("Cisplatin", Dose(amount=mg, unit="mg")),)) for mg in (15, 90))
-    features = network.features(z_pre, mask, spacing)
+    features = network.features(z_pre, mask, spacing, profile)
     assert not torch.allclose(network(features, low), network(features, high), atol=1e-5)
-    moved = network.features(z_pre, mask.roll(2, dims=2), spacing)
+    moved = network.features(z_pre, mask.roll(2, dims=2), spacing, profile)
     assert not torch.allclose(network(moved, low), network(features, low), atol=1e-5)
     assert network(features, low).shape == (1, len(SHARES))
+
+
+@torch.no_grad()
+def test_with_a_profile_the_latents_are_not_read_and_the_profile_is() -> None:
+    torch.manual_seed(0)
+    network = ResponseHead(latent_channels=4, reading="profile").eval()
+    profiles = torch.randn(6, PROFILE_SIZE, generator=torch.Generator().manual_seed(2)) * 3 + 1
+    network.set_profile_statistics(profiles)
+    z_pre, mask, spacing, _ = image(6)
+    told = network.features(z_pre, mask, spacing, profiles)
+    assert torch.equal(told, network.features(z_pre + 1, mask, spacing, profiles))
+    assert not torch.allclose(told[0], told[1], atol=1e-4)
+    # standardised: another unit of the profile changes nothing
+    network.set_profile_statistics(profiles * 10 - 4)
+    torch.testing.assert_close(network.features(z_pre, mask, spacing, profiles * 10 - 4), told, rtol=1e-3, atol=1e-4)

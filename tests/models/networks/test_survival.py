@@ -112,3 +112,20 @@ def test_fields_of_the_record_are_forgotten_with_their_flags() -> None:
     assert 0.42 < float(share.mean()) < 0.58
     assert float(share.min()) < 0.1
     assert float(share.max()) > 0.9
+
+
+def test_the_overall_survival_head_stands_beside_the_risk_and_changes_nothing(model: WorldModel, tiny: Preset) -> None:
+    pre, post, burden, record = _inputs(2)
+    with torch.no_grad():
+        tokens = model.survival.encode_pre(pre)
+        risk, logits = model.survival.with_survival(tokens, post, burden, record)
+        assert torch.equal(model.survival(tokens, post, burden, record), risk)
+    assert logits is not None
+    assert logits.shape == (2, len(tiny.survival.os_edges_months))
+    assert list(inspect.signature(Net.with_survival).parameters)[1:] == ["pre_tokens", "post", "burden", "record"]
+    plain = SurvivalNet(tiny.survival.model_copy(update={"os_edges_months": (), "fuse_record": False})).eval()
+    with torch.no_grad():
+        one, none = plain.with_survival(plain.encode_pre(pre), post, burden, record)
+        other = plain(plain.encode_pre(pre), post, burden + 1, record + 1)
+    assert none is None
+    assert torch.equal(one, other)  # the paper's network sees images only

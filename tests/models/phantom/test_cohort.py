@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from models.case import Case
 from models.errors import InputError
-from models.phantom import cohort
-from models.phantom.pool import write_pool
+from models.phantom import cohort, pool
+from models.phantom.patient import draw_patient
+from models.phantom.pool import PatchPool, write_pool
+from models.phantom.response import clinician_protocol
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_there_is_nothing_beside_the_root() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_case_of_another_seed_is_not_taken_for_this_patient(tmp_path: Path) -> None:
-    cohort.write_phantom_case(cohort.draw_patient(6), tmp_path / cohort.draw_patient(5).patient_id)
+    cohort.write_phantom_case(draw_patient(6), tmp_path / draw_patient(5).patient_id)
     with pytest.raises(InputError, match="is not the case of this patient"):
         cohort.write_cohort(1, 5, tmp_path, tmp_path.with_name("truth"))
 
@@ -84,3 +88,77 @@ def test_a_damaged_pool_index_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pool\.json is damaged"):
         write_pool(8, 2, 0, tmp_path)
     assert (tmp_path / "pool.json").read_text(encoding="utf-8") == "{"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> PatchPool:
+    """Nine patients in two processes, without a break."""
+    out = tmp_path_factory.mktemp("pool") / "whole"
+    write_pool(9, 2, 20, out, workers=2)
+    return PatchPool.open(out)
+
+
+def test_a_broken_off_pool_is_gone_on_with_and_processes_change_nothing(
+    whole: PatchPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_BLOCK", 2)
+
+    def interrupt(done: int, _: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_pool(9, 2, 20, tmp_path / "pool", 1, interrupt)
+    with pytest.raises(InputError, match="No training pool"):
+        PatchPool.open(tmp_path / "pool")
+    seen: list[int] = []
+    write_pool(9, 2, 20, tmp_path / "pool", 1, lambda done, _: seen.append(done))
+    assert 2 <= seen[0] < 9
+    resumed = PatchPool.open(tmp_path / "pool")
+    assert resumed.data_hash == whole.data_hash
+    for name in ("pre", "pre_labels", "post", "context", "context_labels", "time_months", "event"):
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
+    assert (resumed.protocols, resumed.records, resumed.given) == (whole.protocols, whole.records, whole.given)
+    assert not (tmp_path / "pool" / "blocks").exists()
+    stamp = (tmp_path / "pool" / "pool.json").stat().st_mtime_ns
+    write_pool(9, 2, 20, tmp_path / "pool")
+    assert (tmp_path / "pool" / "pool.json").stat().st_mtime_ns == stamp
+
+
+def test_a_pool_of_an_earlier_version_is_refused(whole: PatchPool, tmp_path: Path) -> None:
+    (tmp_path / "pool.json").write_text('{"patients": 9, "protocols": [], "records": [], "data_hash": ""}')
+    with pytest.raises(InputError, match="earlier version"):
+        PatchPool.open(tmp_path)
+
+
+def test_the_pool_is_consistent(whole: PatchPool) -> None:
+    assert whole.post.shape == (9, 2, 64, 64, 64)
+    np.testing.assert_allclose(whole.shares.sum(axis=2), 1.0, atol=1e-6)
+    for i in range(9):
+        patient = draw_patient(20 + i)
+        assert whole.records[i] == patient.record
+        assert whole.given[i] == clinician_protocol(patient)
+        np.testing.assert_allclose(
+            np.expm1(whole.burden[i, :, 0]), whole.shares[i, :, 0] * patient.tumour_ml, rtol=1e-4
+        )
+        for j, protocol in enumerate(whole.protocols[i]):
+            oil = whole.post_labels[i, j] == 4
+            assert bool(oil.any()) <= ("Lipiodol" in protocol.embolics)
+    assert (whole.pre_labels >= 2).any(axis=(1, 2, 3)).all()
+    assert np.array_equal(whole.pre_labels[whole.tumour_mask == 1] >= 2, np.ones(int(whole.tumour_mask.sum()), bool))
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_truth_leaks_into_a_case_folder(tmp_path: Path) -> None:
+    patient = draw_patient(5)
+    cohort.write_phantom_case(patient, tmp_path / "case")
+    assert sorted(path.name for path in (tmp_path / "case").iterdir()) == [
+        "case.json", "labels.nii.gz", "pre_arterial.nii.gz", "pre_portal.nii.gz",
+    ]  # fmt: skip
+    written = (tmp_path / "case" / "case.json").read_text(encoding="utf-8")
+    for word in ("traits", "hidden", "hazard", "response", "protocol", "infiltration", "capsule", "survival", "follow"):
+        assert word not in written
+    for value in (*patient.traits.values(), *patient.hidden, patient.toxicity_sensitivity):
+        assert f"{value:.4f}"[1:] not in written
+    # labels tell organs and tumour, not what is alive in it
+    assert set(np.unique(nib.load(tmp_path / "case" / "labels.nii.gz").dataobj)) <= {0, 1, 2, 3, 4}

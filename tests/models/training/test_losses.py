@@ -9,13 +9,14 @@ from models.networks.segmenter import Tissue
 from models.training.breslow import breslow_survival
 from models.training.losses import (
     cox_efron,
-    flow_loss,
+    denoising_loss,
+    discrete_hazard_loss,
     gradient_difference,
     paired_effect_loss,
     region_weights,
     weighted_l1,
 )
-from models.training.segmenter import viable_share_loss
+from models.training.segmenter import share_loss
 
 
 def brute_force_efron(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
@@ -105,12 +106,12 @@ def test_gradient_difference_sees_blur_but_not_offset() -> None:
     assert float(gradient_difference(torch.full_like(target, 0.5), target, weight)) > 0.1
 
 
-def test_flow_loss_counts_each_sample_alike_however_small_its_tumour() -> None:
+def test_denoising_loss_counts_each_sample_alike_however_small_its_tumour() -> None:
     region = torch.zeros(2, 1, 8, 8, 8)
     region[0, :, :1, :1, :1] = 1
     region[1] = 1
     target = torch.zeros(2, 3, 8, 8, 8)
-    assert float(flow_loss(target + 2.0, target, region, outside=0.0)) == pytest.approx(4.0)
+    assert float(denoising_loss(target + 2.0, target, region, outside=0.0)) == pytest.approx(4.0)
 
 
 def test_paired_loss_only_sees_the_difference_between_protocols() -> None:
@@ -132,7 +133,7 @@ def test_region_has_full_weight_inside_half_around_none_far_away() -> None:
     assert float(weight[..., 0, 0, 0]) == 0.0
 
 
-def test_viable_share_loss_is_the_squared_error_of_the_share_inside_the_mask() -> None:
+def test_share_loss_is_the_squared_error_of_the_share_inside_the_mask() -> None:
     logits = torch.full((2, 5, 2, 2, 2), -30.0)
     logits[:, Tissue.VIABLE, 0] = 30.0  # both samples: half of the cube is viable for sure
     logits[:, Tissue.LIVER, 1] = 30.0
@@ -140,6 +141,38 @@ def test_viable_share_loss_is_the_squared_error_of_the_share_inside_the_mask() -
     labels[0, 0, 0] = Tissue.VIABLE  # a quarter of the cube, half of the first mask
     mask = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
     mask[0, 0] = True  # found 1, true 1/2
-    assert viable_share_loss(logits, labels, mask).item() == pytest.approx(0.5 * 0.25)  # no mask, no error
+    assert share_loss(logits, labels, mask).item() == pytest.approx(0.5 * 0.25)  # no mask, no error
     mask[1] = True  # found 1/2, true 0
-    assert viable_share_loss(logits, labels, mask).item() == pytest.approx(0.5 * (0.25 + 0.25))
+    assert share_loss(logits, labels, mask).item() == pytest.approx(0.5 * (0.25 + 0.25))
+
+
+def test_discrete_hazard_by_hand_and_censored_patients_are_not_dead() -> None:
+    logits = torch.zeros(3, 2)  # half die in each interval
+    time, event = torch.tensor([3.0, 8.0, 20.0]), torch.tensor([True, False, True])
+    # death in the first; censored in the second, having survived the first; outlived both
+    expected = np.log(2.0) * (1 + 1 + 2) / 3
+    assert float(discrete_hazard_loss(logits, time, event, (6.0, 12.0))) == pytest.approx(expected)
+    surer = torch.tensor([[0.0, 0.0], [-9.0, 9.0], [0.0, 0.0]])  # the censored one dies later, it says
+    less = float(discrete_hazard_loss(surer, time, event, (6.0, 12.0)))
+    assert less == pytest.approx(np.log(2.0) * (1 + 2) / 3, abs=1e-3)  # it costs nothing
+
+
+def test_discrete_hazard_is_best_at_the_life_table() -> None:
+    rng = np.random.default_rng(3)
+    time, event = rng.exponential(12, 500), rng.random(500) < 0.7
+    edges = (4.0, 9.0, 20.0)
+    logits = torch.zeros(1, 3, requires_grad=True)
+    optimiser = torch.optim.LBFGS([logits], max_iter=80)
+    months, died = torch.tensor(time, dtype=torch.float32), torch.tensor(event)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = discrete_hazard_loss(logits.expand(500, -1), months, died, edges)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    for place, (start, end) in enumerate(zip((0.0, *edges), edges, strict=False)):
+        deaths = int((event & (time >= start) & (time < end)).sum())
+        table = deaths / (deaths + int((time >= end).sum()))
+        assert torch.sigmoid(logits[0, place]).item() == pytest.approx(table, abs=2e-3)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from safetensors.torch import load_file
 
 from models.errors import RunError, WeightsError
 from models.networks.autoencoder import Autoencoder
+from models.networks.diffusion import Flow
 from models.networks.preset import Preset
 from models.training.autoencoder import AutoencoderTask, measure_latents, train_autoencoder
-from models.training.denoiser import DenoiserTask, draw_times, effect_slope, train_denoiser
+from models.training.denoiser import DenoiserTask, train_denoiser
 from models.training.export import export_bundle, load_trained
 from models.training.latents import compute_latents
 from models.training.loop import FINAL, Budget, Cadence, RunResult, Task, learning_rate, run_training, update_average
+from models.training.parts import train_part
 from models.training.pool import crop_around, hu_to_unit
+from models.training.response import effect_slope
 from models.training.segmenter import SegmenterTask, train_segmenter
+from models.training.simulations import Simulations
 from models.training.survival import SurvivalTask, train_survival
 from models.weights import build_network, load_world_model
 from tests.models.training.conftest import FakePool
@@ -175,7 +180,7 @@ def test_crops_hold_the_tumour_and_hu_maps_to_the_unit_range(pool: FakePool) -> 
 
 
 def test_times_cover_the_start_of_the_flow() -> None:
-    times = draw_times(np.random.default_rng(0), 4000).numpy()
+    times = Flow().times(np.random.default_rng(0), 4000).numpy()
     assert times.min() < 0.005
     assert times.max() > 0.995
     assert np.mean((times > 0.25) & (times < 0.75)) > 0.6
@@ -238,7 +243,7 @@ def test_segmenter_sees_each_scan_beside_the_one_before_and_the_mask_mirrored_al
     assert 8 <= hidden <= 36
     assert 30 <= same <= 70  # one view of four is the scan before treatment itself
     hidden_always = tiny.training.segmenter.model_copy(
-        update={"options": {"decoded_noise": 0.1, "mask_hidden": 1.0, "share_weight": 2.0}}
+        update={"options": {**tiny.training.segmenter.options, "mask_hidden": 1.0}}
     )
     task.training = hidden_always
     network.seen.clear()
@@ -277,3 +282,38 @@ def test_four_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=1e-6)
     with pytest.raises(WeightsError, match="no trained autoencoder"):
         load_trained("autoencoder", tmp_path / "elsewhere", tiny)
+
+
+def test_segmenter_and_survival_network_learn_from_simulated_scans(
+    pool: FakePool, tiny: Preset, tmp_path: Path
+) -> None:
+    for name in ("autoencoder", "denoiser", "segmenter", "survival"):
+        train_part(name, pool, tiny, tmp_path, seed=0, steps=2, cadence=QUIET, mixed_precision=False)  # type: ignore[arg-type]
+    assert "viable_slope_simulated" in (tmp_path / "segmenter" / "metrics.csv").read_text()
+    assert "within_patient_rank_simulated" in (tmp_path / "survival" / "metrics.csv").read_text()
+    tissue = np.load(tmp_path / "survival" / "simulations" / "tissue.npy")
+    assert tissue.shape[:2] == (6, 4)  # four training patients and the two of the validation
+
+
+def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool: FakePool) -> None:
+    tissue = np.array(pool.post_labels[[3]])
+    row = {3: 0}
+    same = Simulations(row, np.zeros((1, 4, 1, 1, 1), np.int16), tissue)
+    np.testing.assert_allclose(same.viable_ml(3, pool), np.expm1(pool.burden[3, :, 0]), rtol=1e-5)
+    dead = Simulations(row, same.scan, np.where(tissue == 2, 3, tissue).astype(np.uint8))
+    np.testing.assert_allclose(dead.viable_ml(3, pool), 0.0, atol=1e-4)
+
+
+def test_the_view_of_a_place_without_tumour_has_neither_mask_nor_earlier_scan(pool: FakePool, tiny: Preset) -> None:
+    wide: Any = replace(pool)
+    wide.context = np.full((len(pool.pre), 20, 20, 20), 100, np.int16)
+    wide.context_labels = np.ones(wide.context.shape, np.uint8)
+    task = SegmenterTask(wide, tiny, _autoencoder(tiny, pool))
+    task.views = ("context",)
+    network = _Keeps(lambda x: torch.ones_like(x[:, 0]).long())
+    task.network = network  # type: ignore[assignment]
+    task.loss(np.random.default_rng(0), 0.0)
+    seen = network.seen[0]
+    assert seen.shape == (2, 3, 16, 16, 16)
+    assert torch.equal(seen[:, 0], seen[:, 1])
+    assert not seen[:, 2].any()

@@ -1,0 +1,148 @@
+"""Segmentation, measured: overlap, surfaces, volumes and diameters, and tumours where there are none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.metrics import compute_average_surface_distance, compute_dice
+from scipy import ndimage
+
+from evals.model_card.figures import Figure, mean_figure, share_figure
+from evals.model_card.scene import FollowUp, Scene
+from models.engine import Engine
+from models.patch import spacing_of
+from models.phantom.cohort import CASE_SHAPE, case_affine
+from models.phantom.patient import draw_patient
+from models.phantom.render import render
+from models.response import VIABLE
+from models.volume import Volume
+from tools.measure_response import lesion_states
+from tools.workspace import LIVER_LABELS
+
+Mask = npt.NDArray[np.bool_]
+LIVER, TUMOUR = 1, 2
+LIVER_MARGIN_MM = 16.0
+VIEWS = ("pre", "post", "simulated_post")
+
+
+def overlap(found: Mask, true: Mask) -> float | None:
+    """Dice of two masks (MONAI); None where neither holds anything."""
+    if not (found.any() or true.any()):
+        return None
+    return float(compute_dice(_batch(found), _batch(true), ignore_empty=False))
+
+
+def surface_mm(found: Mask, true: Mask, spacing_mm: float) -> float | None:
+    """Mean symmetric distance of the surfaces in mm (MONAI); None where one of the masks is empty."""
+    if not (found.any() and true.any()):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it passes itself
+        distance = compute_average_surface_distance(
+            _batch(found), _batch(true), include_background=True, symmetric=True, spacing=[spacing_mm] * 3
+        )
+    return float(distance)
+
+
+def _batch(mask: Mask) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
+
+
+def score_classes(scene: Scene, found: npt.NDArray[np.uint8], true: npt.NDArray[np.uint8]) -> dict[str, float | None]:
+    """Scores of the first patch, which holds the largest lesion.
+
+    Args:
+        scene: The patient.
+        found: (L, S, S, S) classes from the network, all of the cube.
+        true: The same from the phantom.
+    """
+    spacing = scene.prepared.patches[0].spacing_mm
+    mine, truth = found[0], true[0]
+    out: dict[str, float | None] = {}
+    # the liver with what lies in it: the outline of the organ
+    for name, one, other in (
+        ("liver", mine >= LIVER, truth >= LIVER), ("tumour", mine >= VIABLE, truth >= VIABLE),
+    ):  # fmt: skip
+        out[f"{name}_dice"] = overlap(one, other)
+        out[f"{name}_surface_mm"] = surface_mm(one, other, spacing)
+    for offset, name in enumerate(("viable", "necrotic", "oil")):
+        out[f"{name}_dice"] = overlap(mine == VIABLE + offset, truth == VIABLE + offset)
+    return out
+
+
+def measure_segmentation(scene: Scene, true: FollowUp, simulated: FollowUp) -> dict[str, Any]:
+    """Scores before treatment (no mask given), on the true and on a simulated follow-up; errors of size.
+
+    Args:
+        scene: The patient.
+        true: The true follow-up of a protocol.
+        simulated: A simulated one of the same protocol, with the tissue that was found in it.
+    """
+    engine, prepared = scene.engine, scene.prepared
+    before = np.rint(prepared.pre).astype(np.int16)
+    hidden = np.zeros(before.shape, bool)
+    pre_true = np.stack(
+        [
+            render(scene.patient, patch.affine, (patch.size,) * 3).tissue
+            for patch in prepared.patches[:1]
+        ]
+    )  # fmt: skip
+    pre_found = engine.segment(before[:1], before[:1], hidden[:1])
+    post_found = scene.follow_ups([true.hu])[0]
+    views = {
+        "pre": score_classes(scene, pre_found, pre_true),
+        "post": score_classes(scene, post_found.all_tissue, true.all_tissue),
+        "simulated_post": score_classes(scene, simulated.all_tissue, true.all_tissue),
+    }
+    states = {name: lesion_states(prepared, scan.tissue) for name, scan in (("true", true), ("found", post_found))}
+    sizes = {
+        "viable_ml": [sum(state.viable_ml for state in states[side]) for side in ("found", "true")],
+        "viable_mm": [sum(state.viable_mm for state in states[side]) for side in ("found", "true")],
+        "longest_mm": [max(state.longest_mm for state in states[side]) for side in ("found", "true")],
+    }
+    return {"views": views, "sizes": sizes}
+
+
+def measure_tumour_free(seed: int, engine: Engine) -> dict[str, Any]:
+    """A patient whose tumours were never drawn: what is called tumour all the same in the whole liver, in ml.
+
+    The sliding window with the paper's post-processing, without any mask; the CT is cut to the liver's box.
+    """
+    affine = case_affine()
+    scan = render(draw_patient(seed), affine, CASE_SHAPE, with_tumour=False)
+    margin = np.ceil(LIVER_MARGIN_MM / spacing_of(affine)).astype(int)
+    box = tuple(
+        slice(max(part.start - int(m), 0), part.stop + int(m))
+        for part, m in zip(ndimage.find_objects((scan.organs > 0).astype(np.uint8))[0], margin, strict=True)
+    )
+    affine[:3, 3] += spacing_of(affine) * [part.start for part in box]
+    volume = Volume(np.rint(scan.hu[box]).astype(np.int16), affine)
+    found = engine.segment_volume(volume)
+    true = np.isin(scan.organs[box], LIVER_LABELS)
+    return {
+        "seed": seed,
+        "false_ml": float((found == TUMOUR).sum()) * volume.voxel_ml,
+        "liver_dice": overlap(found >= LIVER, true),
+    }
+
+
+def summarise_segmentation(rows: Sequence[dict[str, Any]], tumour_free: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures over patients."""
+    out: dict[str, Any] = {}
+    for view in VIEWS:
+        names = rows[0]["views"][view]
+        out[view] = {name: mean_figure([row["views"][view][name] for row in rows]) for name in names}
+    sizes: dict[str, Figure] = {}
+    for name in ("viable_ml", "viable_mm", "longest_mm"):
+        pairs = np.array([row["sizes"][name] for row in rows])
+        sizes[f"{name}_error"] = mean_figure((pairs[:, 0] - pairs[:, 1]).tolist())
+        sizes[f"{name}_absolute_error"] = mean_figure(np.abs(pairs[:, 0] - pairs[:, 1]).tolist())
+    out["sizes_on_post"] = sizes
+    out["false_tumour_rate"] = share_figure([row["false_ml"] > 0 for row in tumour_free])
+    out["whole_liver_dice"] = mean_figure([row["liver_dice"] for row in tumour_free])
+    return out

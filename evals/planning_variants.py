@@ -1,0 +1,142 @@
+"""Variants of the engine for the planning table: a part of the chain replaced by nothing, by a stranger, or by truth.
+
+Each is an engine like any other, so that the planner, its search, its rules and its policy are the same in every row.
+Those that know the truth exist here only; no plan of `mewm` can reach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.engine import Engine, Job, Prepared
+from models.phantom.anatomy import render_anatomy
+from models.phantom.cohort import CASE_SHAPE, case_affine
+from models.phantom.field import Grid
+from models.phantom.patient import Patient
+from models.phantom.render import render
+from models.phantom.response import log_hazard, respond
+from models.response import VIABLE
+from models.volume import Volume
+from tools.segment import tissue_ml
+
+
+class Variant(Engine):
+    """An engine on the networks of another one, under a hash of its own: its artifacts are never taken for others."""
+
+    mark = ""
+
+    def __init__(self, base: Engine, patient: Patient) -> None:
+        """Args: base: lends its networks. patient: who is planned, truth included."""
+        super().__init__(base.device, model=base.model, precision=base.precision, batch=base.batch)
+        self.patient = patient
+
+    @property
+    def weights_hash(self) -> str:
+        """Marked."""
+        return f"{super().weights_hash}-{self.mark}"
+
+
+class WithoutAssistant(Variant):
+    """No assistant model: the whole original tumour counts as viable under every protocol."""
+
+    mark = "no-assistant"
+
+    def segment(
+        self,
+        patches: NDArray[np.generic],
+        before: NDArray[np.generic],  # noqa: ARG002 (as of `Engine.segment`)
+        mask: NDArray[np.bool_],
+    ) -> NDArray[np.uint8]:
+        """The tumour before treatment as viable tissue, (N, S, S, S)."""
+        return np.where(np.asarray(mask, dtype=bool), VIABLE, 0).astype(np.uint8).reshape(np.shape(patches))
+
+
+class PreTreatmentImage(Variant):
+    """The simulated image is the one before treatment."""
+
+    mark = "pre-image"
+
+    def simulate_differences(
+        self,
+        prepared: Prepared,
+        jobs: Sequence[Job],
+        steps: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[int, NDArray[np.int16]]]:
+        """No change for every job."""
+        for index in range(len(jobs)):
+            yield index, np.zeros(prepared.pre.shape, np.int16)
+
+
+class AnotherPatientsImage(Variant):
+    """The change is simulated for another patient under the same protocol, and pasted into this one's tumour."""
+
+    mark = "other-patient"
+
+    def __init__(self, base: Engine, patient: Patient, other: Patient) -> None:
+        """Args: base, patient: see `Variant`. other: whose simulation is used."""
+        super().__init__(base, patient)
+        affine = case_affine()
+        scan = render(other, affine, CASE_SHAPE)
+        volume = Volume(np.rint(scan.hu).astype(np.int16), affine)
+        self._other = base.prepare(volume, scan.organs, other.record)
+
+    def simulate_differences(
+        self, prepared: Prepared, jobs: Sequence[Job], steps: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.int16]]]:
+        """The other patient's change around its largest lesion, inside this patient's feathered tumours."""
+        for index, change in super().simulate_differences(self._other, jobs, steps):
+            yield index, np.where(prepared.support, change[:1], 0).astype(np.int16)
+
+
+class TrueImage(Variant):
+    """The true scan after the protocol in place of the simulated one; the networks read it."""
+
+    mark = "true-image"
+
+    def simulate_differences(
+        self,
+        prepared: Prepared,
+        jobs: Sequence[Job],
+        steps: int | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[int, NDArray[np.int16]]]:
+        """The true change inside the feather; each seed is another scan of the same state."""
+        low, high = self.model.preset.hu_window
+        before = np.clip(prepared.pre, low, high)
+        grids = [Grid.from_affine(patch.affine, (patch.size,) * 3) for patch in prepared.patches]
+        abdomens = [render_anatomy(self.patient, grid) for grid in grids]  # the same for every protocol
+        for index, (protocol, seed) in enumerate(jobs):
+            response = respond(self.patient, protocol)
+            after = np.stack(
+                [
+                    render(
+                        self.patient,
+                        patch.affine,
+                        (patch.size,) * 3,
+                        response=response,
+                        scan_seed=seed + 1,
+                        anatomy=one,
+                    ).hu
+                    for patch, one in zip(prepared.patches, abdomens, strict=True)
+                ]
+            )
+            change = np.where(prepared.support, np.clip(after, low, high) - before, 0.0)
+            yield index, np.rint(change).astype(np.int16)
+
+
+class TrueHazard(Variant):
+    """The simulated image is read by the assistant model, and the phantom's own hazard replaces the learned risk."""
+
+    mark = "true-hazard"
+
+    def log_risk(
+        self,
+        prepared: Prepared,
+        outcomes: Sequence[NDArray[np.int16]],  # noqa: ARG002 (as of `Engine.log_risk`)
+        segmentations: Sequence[NDArray[np.uint8]],
+    ) -> list[float]:
+        """True log hazard of the viable volume that was found in the simulation, toxicity apart."""
+        found = (tissue_ml(prepared, tissue)[VIABLE] for tissue in segmentations)
+        return [log_hazard(self.patient, viable, 0.0) for viable in found]

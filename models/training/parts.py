@@ -1,0 +1,81 @@
+"""Trains one of the four networks, with what it needs of those that were trained before it in the same folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.errors import InputError
+from models.networks.denoiser import Denoiser
+from models.networks.preset import Preset
+from models.networks.segmenter import Segmenter
+from models.training.autoencoder import train_autoencoder
+from models.training.denoiser import train_denoiser
+from models.training.export import load_trained, load_trained_autoencoder
+from models.training.loop import FINAL, RunResult
+from models.training.pool import Pool
+from models.training.segmenter import train_segmenter
+from models.training.simulations import Simulator
+from models.training.survival import train_survival
+from models.weights import PartName
+
+
+def choose_device(name: str) -> str:
+    """The device to train on: "auto" is the first CUDA device where there is one.
+
+    Raises:
+        InputError: no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"The device must be auto, cpu or cuda, not '{name}'.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("The device 'cuda' was asked for but torch sees no CUDA device: use --device cpu.")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def train_part(
+    name: PartName, pool: Pool, preset: Preset, out: Path, *, origin: str = "synthetic", device: str = "cpu",
+    **budget: Any,
+) -> RunResult:  # fmt: skip
+    """Train one network in `out/<name>`.
+
+    The segmenter sees simulated scans where a trained denoiser lies in `out`, the survival network where denoiser and
+    segmenter do; in the order autoencoder, denoiser, segmenter, survival both have what they need.
+
+    Args:
+        name: of the network.
+        pool: patches.
+        preset: sizes and settings.
+        out: folder of the run of all networks.
+        origin: of the pool's data.
+        device: "cpu" or "cuda".
+        budget: seed, minutes, steps, resume, cadence and so on, see `train_autoencoder`.
+
+    Raises:
+        WeightsError: a network that this one needs is not trained.
+        RunError: see `run_training`.
+    """
+    if name == "autoencoder":
+        return train_autoencoder(pool, preset, out / name, device=device, **budget)
+    autoencoder, identity = load_trained_autoencoder(out, preset)
+    autoencoder.to(device)
+    common: dict[str, Any] = {"autoencoder_id": identity, **budget}
+    if name == "denoiser":
+        return train_denoiser(pool, preset, autoencoder, out / name, **common)
+    denoiser, denoiser_id = None, "none"
+    if (out / "denoiser" / FINAL).exists():
+        network, denoiser_id = load_trained("denoiser", out, preset)
+        assert isinstance(network, Denoiser)
+        denoiser = network.to(device)
+    if name == "segmenter":
+        return train_segmenter(
+            pool, preset, autoencoder, out / name, denoiser=denoiser, denoiser_id=denoiser_id, **common
+        )
+    simulator = None
+    if denoiser is not None and (out / "segmenter" / FINAL).exists():
+        network, segmenter_id = load_trained("segmenter", out, preset)
+        assert isinstance(network, Segmenter)
+        simulator = Simulator(autoencoder, denoiser, network.to(device), f"{identity} {denoiser_id} {segmenter_id}")
+    return train_survival(pool, preset, autoencoder, out / name, origin=origin, simulator=simulator, **common)

@@ -1,0 +1,100 @@
+"""Liver and tumour on a whole CT: the segmenter in a sliding window, and the clean-up that the paper's code does.
+
+Nothing is known beforehand: no mask, no earlier scan. The window has the size that the network was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.inferers import sliding_window_inference
+from scipy import ndimage
+from torch import Tensor
+
+from models.networks.segmenter import Tissue, segmenter_input
+from models.patch import OUTSIDE_HU, resample_to_grid, spacing_of
+from models.volume import Volume
+
+OVERLAP = 0.5
+BODY_HU = -300.0
+CLOSING_VOXELS = 5  # edge of the box that closes and widens the liver, as in the paper's validation script
+SMALLEST_VOXELS, SMALLEST_RADIUS_MM = 20, 3.0  # tumours below either are dropped, as there
+LIVER, TUMOUR = 1, 2
+
+
+def segment_whole(
+    network: Callable[[Tensor], Tensor], volume: Volume, size: int, spacing_mm: float, window: tuple[float, float]
+) -> npt.NDArray[np.uint8]:
+    """Labels of a CT on its own grid: 0 other, 1 liver, 2 tumour (living or dead).
+
+    Args:
+        network: `segmenter_input` (N, 3, S, S, S) -> logits (N, 5, S, S, S), on any device, both on the CPU.
+        volume: the CT.
+        size: S.
+        spacing_mm: of the grid that the network works on.
+        window: HU that become -1 and 1.
+    """
+    body = _body_box(volume.data)
+    affine = volume.affine.copy()
+    affine[:3, 3] = (volume.affine @ np.array([*(part.start for part in body), 1.0]))[:3]
+    hu = np.asarray(volume.data[body], dtype=np.float32)
+    own = spacing_of(affine)
+    shape = tuple(max(1, round(n * step / spacing_mm)) for n, step in zip(hu.shape, own, strict=True))
+    grid = affine.copy()
+    grid[:3, :3] = affine[:3, :3] / own * spacing_mm
+    scan = resample_to_grid(hu, affine, grid, shape, outside=None)
+    low, high = window
+    unit = torch.from_numpy((np.clip(scan, low, high) - low) * (2.0 / (high - low)) - 1.0).float()
+    seen = segmenter_input(unit, unit, torch.zeros_like(unit))[None]
+    floor = (max(OUTSIDE_HU, low) - low) * (2.0 / (high - low)) - 1.0
+    logits = sliding_window_inference(
+        seen, (size,) * 3, 4, network, overlap=OVERLAP, mode="gaussian", padding_mode="constant", cval=floor
+    )
+    assert isinstance(logits, Tensor)
+    coarse = clean_up(logits.argmax(dim=1)[0].numpy().astype(np.uint8), spacing_mm)
+    back = np.zeros(volume.data.shape, dtype=np.uint8)
+    index = [np.minimum((np.arange(n) * step / spacing_mm + 0.5).astype(int), m - 1)
+             for n, step, m in zip(hu.shape, own, shape, strict=True)]  # fmt: skip
+    back[body] = coarse[np.ix_(*index)]
+    return back
+
+
+def clean_up(classes: npt.NDArray[np.uint8], spacing_mm: float) -> npt.NDArray[np.uint8]:
+    """Keep the largest liver and the tumours in it.
+
+    Args:
+        classes: (X, Y, Z) of `Tissue`.
+        spacing_mm: edge of a voxel.
+
+    Returns:
+        0 other, 1 liver, 2 tumour.
+    """
+    organ = classes != Tissue.BACKGROUND
+    parts, count = ndimage.label(organ)
+    if not count:
+        return np.zeros_like(classes)
+    organ = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    box = np.ones((CLOSING_VOXELS,) * 3, dtype=bool)
+    near = ndimage.binary_dilation(ndimage.binary_closing(organ, box), box)
+    tumour = (classes >= Tissue.VIABLE) & near
+    lumps, _ = ndimage.label(tumour)
+    sizes = np.bincount(lumps.ravel())
+    radius = np.cbrt(0.75 * sizes * spacing_mm**3 / np.pi)
+    large = (sizes >= SMALLEST_VOXELS) & (radius >= SMALLEST_RADIUS_MM)
+    large[0] = False
+    out = np.where(organ, LIVER, 0).astype(np.uint8)
+    out[large[lumps]] = TUMOUR
+    return out
+
+
+def _body_box(hu: npt.NDArray[np.generic]) -> tuple[slice, slice, slice]:
+    """The box of what is denser than air; everything where there is none."""
+    dense = np.asarray(hu) > BODY_HU
+    if not dense.any():
+        x, y, z = (slice(0, n) for n in dense.shape)
+    else:
+        x, y, z = ndimage.find_objects(dense.astype(np.uint8))[0]
+    return x, y, z

@@ -1,0 +1,120 @@
+"""The real patient's figures: words follow from them, and nothing is measured where the data is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evals.model_card.extras import read_extras
+from evals.model_card.real_patient import _template, describe_hu, dice, load_pair, oil_place, words
+from models.errors import InputError
+from models.response import criteria
+from models.volume import Volume
+
+
+def figures(**changes: Any) -> dict[str, Any]:
+    hu = {name: describe_hu(np.linspace(40, 90, 100)) for name in ("before", "after", "simulated_0")}
+    found: dict[str, Any] = {
+        "patient": "HCC_009", "citation": "cited", "protocol": "A | B", "hu": hu,
+        "wanted": {"mass_dice": 0.8, "liver_dice": 0.6},
+        "segmentation": {
+            "mass_dice": 0.85, "liver_dice": 0.5, "organ_dice": 0.9, "mass_ml": 1400.0, "true_mass_ml": 1420.0,
+            "after_organ_dice": 0.9, "after_mass_dice": 0.8, "whole_organ_as_mass_dice": 0.7,
+        },
+        "oil": {"real_ml": 66.0, "measured_ml": [61.0, 73.0], "within": True, "simulated_ml": [64.0, 66.0]},
+        "registration": {"problems": []},
+        "wasserstein_hu": {"simulated_to_after": 20.0, "before_to_after": 40.0},
+        "oil_place": {
+            "real_depth": 0.5, "simulated_depth": 0.5, "real_clumps": 4.0, "simulated_clumps": 6.0,
+            "real_top_hu": 500.0, "simulated_top_hu": 400.0,
+        },
+        "tissue": {name: {"viable": 0.5, "necrotic": 0.4, "oil": 0.1} for name in ("real", "simulated")},
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def test_words_follow_from_the_figures() -> None:
+    good = " ".join(words(figures()))
+    assert "amount of oil is right" in good
+    assert "about right" in good
+    assert "nearer to the real follow-up" in good
+    oil = {"real_ml": 66.0, "measured_ml": [61.0, 73.0], "within": True, "simulated_ml": [12.0, 18.0]}
+    bright = figures()["hu"] | {"simulated_0": describe_hu(np.linspace(100, 110, 100))}
+    bad = " ".join(
+        words(figures(oil=oil, hu=bright, wasserstein_hu={"simulated_to_after": 50.0, "before_to_after": 40.0}))
+    )
+    assert "too little oil: 15 ml simulated against 66 ml real" in bad
+    assert "too bright" in bad
+    assert "too even" in bad
+    assert "no nearer" in bad
+
+
+def test_the_page_says_met_and_missed_and_where_the_data_comes_from() -> None:
+    found = figures()
+    page = _template().render(real={**found, "words": words(found)})
+    assert "0.85 | 0.80 (met)" in page
+    assert "0.50 | 0.60 (**missed**)" in page
+    assert "cited" in page
+    assert "one patient proves nothing" in page
+
+
+def test_a_histogram_counts_every_voxel() -> None:
+    found = describe_hu(np.array([-500.0, 0.0, 10.0, 2000.0]))
+    assert sum(found["histogram"]) == pytest.approx(1.0)
+    assert found["histogram"][0] == 0.25
+    assert found["histogram"][-1] == 0.25
+    assert found["p50"] == 5.0
+
+
+def test_place_of_oil_by_hand() -> None:
+    mass = np.zeros((21, 21, 21), bool)
+    mass[3:18, 3:18, 3:18] = True
+    after, simulated = (np.full(mass.shape, 50, np.int16) for _ in range(2))
+    after[8:13, 8:13, 8:13] = 500  # in the middle: 125 voxels of 27 mm3
+    simulated[3:8, 3:8, 3:8] = 300  # in a corner
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    real: Any = SimpleNamespace(before=Volume(after, affine), after=Volume(after, affine))
+    found = oil_place(real, Volume(simulated, affine), mass)
+    assert found["real_depth"] > 0.7 > 0.4 > found["simulated_depth"]
+    assert found["real_clumps"] == found["simulated_clumps"] == 1.0
+    assert found["real_top_hu"] == 500.0
+    assert criteria().oil_hu == 200
+
+
+def test_dice_by_counting() -> None:
+    one, other = np.array([True, True, False]), np.array([True, False, False])
+    assert dice(one, other) == pytest.approx(2 / 3)
+    assert dice(~one & one, ~one & one) == 0.0
+
+
+def test_data_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"HCC_009, .*pre_labels\.nii\.gz missing"):
+        load_pair(tmp_path, tmp_path / "work")
+
+
+def test_results_of_another_command_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_text('{"group": "simulators"}')
+    assert read_extras(simulators=file, planning=None) == {"simulators": {"group": "simulators"}}
+    with pytest.raises(InputError, match="no results for --planning"):
+        read_extras(planning=file)
+    file.write_text("{")
+    with pytest.raises(InputError, match="no JSON"):
+        read_extras(planning=file)
+    with pytest.raises(InputError, match="can't be read"):
+        read_extras(planning=tmp_path / "none.json")
+
+
+def test_the_real_pair_is_registered_so_that_its_oil_lies_in_the_mass(real_data: Path, tmp_path: Path) -> None:
+    """61 to 73 ml by hand; a registration has to come within 10 ml of that."""
+    pair = load_pair(real_data, tmp_path)
+    oil_ml = float((pair.after.data[pair.labels == 2] > 200).sum()) * pair.before.voxel_ml
+    assert 51 <= oil_ml <= 83
+    stamp = (tmp_path / "post_registered.nii.gz").stat().st_mtime_ns
+    again = load_pair(real_data, tmp_path)
+    np.testing.assert_array_equal(again.after.data, pair.after.data)
+    assert (tmp_path / "post_registered.nii.gz").stat().st_mtime_ns == stamp

@@ -1,0 +1,201 @@
+"""The planning table: variants replace one thing each, regrets are counted by hand, a stopped table goes on."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from agent.settings import PlannerSettings
+from evals import planning, planning_table
+from evals.model_card.scene import Scene
+from evals.planning_table import (
+    FULL,
+    LINES,
+    Asked,
+    main,
+    missing_parts,
+    planned_seeds,
+    ratio_figure,
+    read_without,
+    summarise,
+)
+from evals.planning_table_page import planning_markdown, show
+from evals.planning_variants import (
+    AnotherPatientsImage,
+    PreTreatmentImage,
+    TrueHazard,
+    TrueImage,
+    WithoutAssistant,
+)
+from models.engine import Engine
+from models.errors import InputError
+from models.phantom.patient import draw_patient
+from models.phantom.response import log_hazard, respond
+from models.protocol import Protocol
+from models.response import NECROTIC, VIABLE
+from models.weights import PARTS, init_world_model, save_world_model
+from tests.models.test_engine import tiny_preset
+from tools.segment import tissue_ml
+
+SEED = 950_003
+JOBS = [
+    (Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",)), 0),
+    (Protocol(drugs=("Mitomycin", "Epirubicin"), embolics=("PVA",)), 1),
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, folder = init_world_model(tiny_preset(), seed=5), tmp_path_factory.mktemp("bundle")
+    networks = {name: model.part(name) for name in PARTS}
+    save_world_model(networks, model.preset, folder, origin="untrained", provenance={"command": "a test"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scene(bundle: Path) -> Scene:
+    return Scene.of(SEED, Engine("cpu", bundle, precision="fp32", batch=4))
+
+
+def scans(engine: Engine, scene: Scene) -> list[np.ndarray]:
+    return engine.simulate(scene.prepared, JOBS, 1)
+
+
+def test_the_image_before_treatment_stays_as_it_is(scene: Scene) -> None:
+    variant = PreTreatmentImage(scene.engine, scene.patient)
+    for scan in scans(variant, scene):
+        np.testing.assert_array_equal(scan, np.rint(scene.prepared.pre))
+
+
+def test_the_true_image_is_the_phantoms_inside_the_mask_and_the_scan_before_outside(scene: Scene) -> None:
+    variant = TrueImage(scene.engine, scene.patient)
+    found = scans(variant, scene)
+    low, high = scene.engine.model.preset.hu_window
+    inside = scene.prepared.weight == 1
+    for scan, (protocol, seed) in zip(found, JOBS, strict=True):
+        true = scene.truth(respond(scene.patient, protocol), scan_seed=seed + 1)
+        np.testing.assert_allclose(scan[inside], np.clip(true.hu[inside], low, high), atol=1.0)
+        outside = scene.prepared.weight == 0
+        np.testing.assert_array_equal(scan[outside], np.rint(scene.prepared.pre)[outside])
+
+
+def test_another_patients_change_does_not_depend_on_this_one(scene: Scene) -> None:
+    other = draw_patient(planning_table.OTHER_PATIENTS)
+    variant = AnotherPatientsImage(scene.engine, scene.patient, other)
+    changes = [change for _, change in variant.simulate_differences(scene.prepared, JOBS, 1)]
+    own = [
+        change for _, change in sorted(scene.engine.simulate_differences(scene.prepared, JOBS, 1), key=lambda p: p[0])
+    ]
+    assert changes[0].shape == own[0].shape
+    assert not np.array_equal(changes[0], own[0])
+    for change in changes:
+        assert not change[~scene.prepared.support].any()
+
+
+def test_the_true_hazard_is_that_of_the_volume_in_the_simulation(scene: Scene) -> None:
+    tissue = np.where(scene.prepared.near > 0, NECROTIC, 0).astype(np.uint8)
+    tissue[..., ::2] = np.where(scene.prepared.near[..., ::2] > 0, VIABLE, 0)
+    variant = TrueHazard(scene.engine, scene.patient)
+    (found,) = variant.log_risk(scene.prepared, [np.rint(scene.prepared.pre).astype(np.int16)], [tissue])
+    assert found == pytest.approx(log_hazard(scene.patient, tissue_ml(scene.prepared, tissue)[VIABLE], 0.0))
+
+
+def test_without_the_assistant_the_whole_tumour_lives(scene: Scene) -> None:
+    mask = scene.prepared.numbers > 0
+    found = WithoutAssistant(scene.engine, scene.patient).segment(scene.prepared.pre, scene.prepared.pre, mask)
+    np.testing.assert_array_equal(found, np.where(mask, VIABLE, 0))
+
+
+def test_no_variant_is_ever_taken_for_another(scene: Scene) -> None:
+    kinds = (WithoutAssistant, PreTreatmentImage, TrueImage, TrueHazard)
+    hashes = {kind(scene.engine, scene.patient).weights_hash for kind in kinds} | {scene.engine.weights_hash}
+    assert len(hashes) == 5
+
+
+def rows(regrets: list[float], *, full: bool = False) -> list[dict[str, Any]]:
+    judged = {
+        "policy_first": 0.5, "constant": 0.4, "reachable": 0.1, "seconds": 30.0, "simulations": 100, "planner": 0.0
+    }  # fmt: skip
+    return [
+        {"patient": str(i), "judged": {**judged, "random": 0.5} if full else {}, "of_range": value, "random": 0.5}
+        for i, value in enumerate(regrets)
+    ]
+
+
+def test_regrets_are_paired_by_patient_and_excluded_ones_count_nowhere(bundle: Path) -> None:
+    values = np.linspace(0.0, 0.6, 10)
+    found = {FULL: rows(values.tolist(), full=True), "pre_image": rows((values + 0.1).tolist())}
+    found[FULL][3] = {"patient": "3", "judged": None}
+    result = summarise(found, {"no_contrastive": "no weights"}, Asked(PlannerSettings(), bundle))
+    kept = np.delete(values, 3)
+    assert result["n"] == 9
+    full, worse = result["rows"]
+    assert full["of_range"]["value"] == pytest.approx(kept.mean())
+    assert full["of_random"]["value"] == pytest.approx(kept.mean() / 0.5)
+    assert full["minus_full"] is None
+    assert worse["minus_full"]["value"] == pytest.approx(0.1)
+    assert worse["minus_full"]["high"] - worse["minus_full"]["low"] < 1e-6  # the same patients in both rows
+    assert result["regret_over_constant"]["value"] == pytest.approx(kept.mean() / 0.4)
+    assert "without combo-contrastive learning" in result["not_run"]
+    text = StringIO()
+    show(result, Console(file=text, width=200))
+    assert "full planner" in text.getvalue()
+    page = planning_markdown(json.loads(json.dumps(result)))
+    assert page == result["markdown"]
+    for words in ("49.13 (-3.9)", "62.90 (-1.2)", "9 unseen synthetic patients", "Not measured", f"{kept.mean():.3f}"):
+        assert words in page
+
+
+def test_a_ratio_of_means_by_hand() -> None:
+    found = ratio_figure(np.array([1.0, 3.0]), np.array([2.0, 6.0]))
+    assert found["value"] == pytest.approx(0.5)
+    assert (found["low"], found["high"]) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_rows_without_weights_say_what_is_missing(bundle: Path, tmp_path: Path) -> None:
+    missing = missing_parts(Asked(PlannerSettings(), bundle))
+    assert set(missing) == {"no_contrastive", "no_attenuation", "paper_losses", "image_regressor"}
+    assert read_without([f"contrastive={bundle}"]) == {"contrastive": bundle}
+    for wrong in ("contrastive", f"colour={bundle}", "contrastive="):
+        with pytest.raises(InputError, match="NAME=FOLDER"):
+            read_without([wrong])
+    with pytest.raises(SystemExit, match="2"):
+        main(["--n", "1"])
+    assert len({line.name for line in LINES}) == len(LINES) == 11
+
+
+def test_planned_patients_are_those_that_the_rules_allow() -> None:
+    found = planned_seeds(6)
+    assert len(found) == 6
+    assert found == sorted(found)
+    assert found[0] >= planning.FIRST_SEED
+    assert planned_seeds(3) == found[:3]
+
+
+def test_a_small_table_is_planned_kept_and_goes_on(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two patients, two rows, an untrained model: the whole way through the planner's graph."""
+    monkeypatch.setattr(planning, "CONSTANT_PATIENTS", 4)
+    planning_table._constants.cache_clear()
+    settings = PlannerSettings(
+        drugs=2, embolics=2, beams=1, replicas=1, drug_horizon=1, embolic_horizon=1, finalists=2, finalist_replicas=2,
+        steps=1,
+    )  # fmt: skip
+    asked = Asked(settings, bundle, device="cpu")
+    console = Console(file=StringIO())
+    result = planning_table.planning_table(2, tmp_path, asked, console, only=["true_hazard"])
+    assert [row["name"] for row in result["rows"]] == [FULL, "true_hazard"]
+    for row in result["rows"]:
+        assert 0.0 <= row["of_range"]["value"] <= 1.0
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/9*.json")}
+    assert len(stamps) == 4
+    again = planning_table.planning_table(2, tmp_path, asked, console, only=["true_hazard"])
+    assert again == result
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/9*.json")} == stamps

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
+from torch import Tensor
+
+from models.networks.diffusion import Flow, NoisePrediction
+
+CLEAN = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
+NOISE = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+
+
+def test_flow_blends_like_monai_with_the_time_turned_round() -> None:
+    reference = RFlowScheduler(num_train_timesteps=1000)
+    for t in (0.0, 0.25, 0.9):
+        steps = torch.full((3,), (1.0 - t) * 1000)
+        expected = reference.add_noise(CLEAN, NOISE, steps)
+        torch.testing.assert_close(Flow().blend(CLEAN, NOISE, torch.full((3,), t)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flow_samples_like_monai() -> None:
+    """One network, ours as a velocity at t, MONAI's at the turned time: the same result."""
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(z) * (1 + t)[:, None, None, None, None] + 0.3
+
+    ours = Flow().integrate(velocity, NOISE, steps=5)
+    reference = RFlowScheduler(num_train_timesteps=1000, use_discrete_timesteps=False)
+    reference.set_timesteps(num_inference_steps=5)
+    z, times = NOISE, reference.timesteps.tolist()
+    for now, then in zip(times, [*times[1:], 0.0], strict=True):
+        told = torch.full((3,), 1.0 - now / 1000)
+        z, _ = reference.step(velocity(z, told), now, z, then)
+    torch.testing.assert_close(ours, z, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [Flow(), NoisePrediction(50, "ddim")])
+def test_the_estimate_inverts_the_blend(path: Flow | NoisePrediction) -> None:
+    t = torch.tensor([0.3, 0.6, 0.98])
+    z_t = path.blend(CLEAN, NOISE, t)
+    torch.testing.assert_close(path.estimate(z_t, path.target(CLEAN, NOISE), t), CLEAN, rtol=1e-3, atol=1e-3)
+
+
+def test_noise_is_added_as_ddpm_says() -> None:
+    """Against the closed form with MONAI's own cosine schedule."""
+    kept = DDPMScheduler(num_train_timesteps=200, schedule="cosine").alphas_cumprod
+    path = NoisePrediction(200, "ddpm")
+    for index in (0, 57, 199):
+        expected = kept[index].sqrt() * CLEAN + (1 - kept[index]).sqrt() * NOISE
+        torch.testing.assert_close(path.blend(CLEAN, NOISE, torch.full((3,), 1.0 - index / 200)), expected)
+    assert 0.9 < float(kept[5]) < 1.0
+    assert float(kept[199]) < 0.01
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 5), ("ddim", 25), ("ddpm", 25)])
+def test_a_network_that_knows_the_clean_latent_leads_to_it(sampler: str, steps: int) -> None:
+    path = NoisePrediction(25, sampler)
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        kept = path.schedule.alphas_cumprod[path._index(t)][:, None, None, None, None]
+        return (z - kept.sqrt() * CLEAN) / (1 - kept).sqrt()
+
+    torch.testing.assert_close(path.integrate(network, NOISE, steps), CLEAN, rtol=0.02, atol=0.02)
+
+
+def test_a_ddpm_result_does_not_depend_on_the_place_in_the_batch() -> None:
+    path = NoisePrediction(6, "ddpm")
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        return 0.3 * z * (1 - t)[:, None, None, None, None]
+
+    forward, backward = (path.integrate(network, noise, 6) for noise in (NOISE, NOISE.flip(0)))
+    assert torch.equal(forward.flip(0), backward)
+    # the same first noise is the same noise all along: protocols are compared under common random numbers
+    same = path.integrate(network, NOISE[:1].expand(2, -1, -1, -1, -1), 6)
+    assert torch.equal(same[0], same[1])

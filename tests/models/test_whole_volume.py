@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.networks.segmenter import Tissue
+from models.volume import Volume
+from models.whole_volume import clean_up, segment_whole
+
+WINDOW = (-175.0, 600.0)
+
+
+def by_hu(x: Tensor) -> Tensor:
+    """Logits of a network that reads the HU exactly: liver around 100, living tumour around 170, dead around 30."""
+    assert not x[:, 2].any()
+    torch.testing.assert_close(x[:, 0], x[:, 1])
+    hu = (x[:, 0] + 1) * 387.5 - 175
+    classes = torch.full_like(hu, float(Tissue.BACKGROUND))
+    classes[(hu > 80) & (hu < 130)] = Tissue.LIVER
+    classes[hu >= 130] = Tissue.VIABLE
+    classes[(hu > 10) & (hu < 45)] = Tissue.NECROTIC
+    return torch.nn.functional.one_hot(classes.long(), 5).movedim(-1, 1).float()
+
+
+def ball(grid: list[np.ndarray], centre: tuple[float, float, float], radius: float) -> np.ndarray:
+    return sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2
+
+
+@pytest.mark.parametrize("flip", [1.0, -1.0])
+def test_liver_and_tumour_are_found_on_the_scans_own_grid(flip: float) -> None:
+    spacing = np.array([1.1, 1.3, 3.0])
+    shape = (110, 100, 44)
+    grid = np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+    hu = np.full(shape, -900, np.int16)
+    body = ball(grid, (60, 62, 64), 58)
+    hu[body] = -50
+    liver, tumour = ball(grid, (60, 60, 64), 38), ball(grid, (55, 62, 60), 14)
+    hu[liver], hu[tumour] = 100, 170
+    hu[ball(grid, (55, 62, 60), 6)] = 30
+    hu[ball(grid, (60, 113, 64), 4)] = 170  # as bright, far from the liver
+    affine = np.diag([flip * 1.1, 1.3, 3.0, 1.0])
+    affine[:3, 3] = (30, -200, 17)
+    found = segment_whole(by_hu, Volume(hu, affine), size=32, spacing_mm=2.0, window=WINDOW)
+    assert found.shape == shape
+    for label, truth in ((1, liver & ~tumour), (2, tumour)):
+        mine = found == label
+        assert 2 * (mine & truth).sum() / (mine.sum() + truth.sum()) > 0.9
+    assert not found[ball(grid, (60, 113, 64), 4)].any()
+
+
+def test_small_lumps_and_smaller_organs_are_dropped() -> None:
+    classes = np.zeros((40, 40, 40), np.uint8)
+    classes[5:30, 5:30, 5:30] = Tissue.LIVER
+    classes[35:38, 35:38, 35:38] = Tissue.LIVER
+    classes[10, 10, 10:13] = Tissue.VIABLE
+    classes[15:23, 15:23, 15:23] = Tissue.OIL
+    cleaned = clean_up(classes, 1.5)
+    assert (cleaned == 2).sum() == 8**3
+    assert cleaned[10, 10, 11] == 1
+    assert not cleaned[35:38, 35:38, 35:38].any()
+    assert not clean_up(np.zeros((8, 8, 8), np.uint8), 1.5).any()

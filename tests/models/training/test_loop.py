@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.errors import RunError
+from models.networks.preset import TrainingPreset
+from models.training.board import FOLDER
+from models.training.loop import BEST, FINAL, Budget, Cadence, RunResult, run_training
+
+PACE = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.1)
+
+
+class Line:
+    """Fits a line; the validation figure comes from a list, or from the network."""
+
+    def __init__(self, scores: list[float] | None = None) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.3), nn.Linear(4, 1))
+        self.scores = list(scores or [])
+        self.validated: list[Tensor] = []
+
+    def loss(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
+        x = torch.from_numpy(rng.standard_normal((8, 2)).astype(np.float32))
+        loss = (self.network(x)[:, 0] - x.sum(1)).square().mean()
+        return loss, {"square": float(loss.detach())}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        self.validated.append(network[0].weight.detach().clone())
+        return {"score": self.scores.pop(0) if self.scores else 0.0}
+
+    def picture(self, network: nn.Module) -> Any:
+        return np.zeros((4, 4), np.uint8)
+
+
+class Opposed(Line):
+    """With an opponent that learns to tell the line's answers from the truth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adversary: nn.Module = nn.Linear(1, 1)
+        self.last: Tensor | None = None
+
+    def loss(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
+        loss, parts = super().loss(rng, progress)
+        x = torch.from_numpy(rng.standard_normal((8, 2)).astype(np.float32))
+        answer = self.network(x)
+        self.last = answer.detach()
+        return loss - 0.1 * self.adversary(answer).mean(), parts
+
+    def adversary_loss(self, progress: float) -> Tensor | None:
+        if progress < 0.2 or self.last is None:
+            return None
+        return torch.relu(1.0 + self.adversary(self.last)).mean()
+
+
+def train(task: Line, out: Path, steps: int = 20, **options: Any) -> RunResult:
+    preset = TrainingPreset(
+        minutes=1.0, batch=8, learning_rate=0.05, weight_decay=0.0, ema=0.5, warmup_steps=1,
+        **options.pop("preset", {}),
+    )  # fmt: skip
+    return run_training(
+        task, preset, out, seed=3, budget=Budget(1.0, steps), fingerprint="line", cadence=PACE,
+        resume=options.pop("resume", False), mixed_precision=False, **options,
+    )  # fmt: skip
+
+
+def test_an_opponent_is_restored_with_its_optimiser(tmp_path: Path) -> None:
+    whole, part, rest = Opposed(), Opposed(), Opposed()
+    train(whole, tmp_path / "whole")
+    train(part, tmp_path / "broken", stop_after=11)
+    train(rest, tmp_path / "broken", resume=True)
+    assert torch.equal(whole.adversary.weight, rest.adversary.weight)
+    assert not torch.equal(part.adversary.weight, rest.adversary.weight)
+    one, other = load_file(tmp_path / "whole" / FINAL), load_file(tmp_path / "broken" / FINAL)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    alone = Line()
+    train(alone, tmp_path / "alone")
+    assert not torch.equal(alone.network[0].weight, whole.network[0].weight)
+
+
+STOP = {"watch": "score", "patience": 2}
+
+
+def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
+    task = Line([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
+    result = train(task, tmp_path, preset=STOP)
+    assert result.step == 8  # validated at steps 2, 4, 6, 8; the second was the best
+    kept = load_file(tmp_path / FINAL)["0.weight"]
+    assert torch.equal(kept, task.validated[1])
+    assert torch.equal(kept, load_file(tmp_path / BEST)["0.weight"])
+
+
+def test_early_stop_may_watch_a_figure_that_should_fall_and_survives_a_break(tmp_path: Path) -> None:
+    falling = {"watch": "-score", "patience": 2}
+    scores = [0.9, 0.5, 0.7, 0.6, 0.1]
+    whole = train(Line(scores), tmp_path / "whole", preset=falling)
+    train(Line(scores), tmp_path / "broken", preset=falling, stop_after=7)
+    broken = train(Line(scores[3:]), tmp_path / "broken", preset=falling, resume=True)
+    assert whole.step == broken.step == 8
+    one, other = load_file(tmp_path / "whole" / FINAL), load_file(tmp_path / "broken" / FINAL)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_an_unknown_figure_to_watch_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="watches 'dice'"):
+        train(Line(), tmp_path, preset={"watch": "dice", "patience": 1})
+
+
+def test_tensorboard_gets_what_the_table_gets(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(Line([0.25]), tmp_path, steps=4)
+    events = accumulator.EventAccumulator(str(tmp_path / FOLDER))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert events.Scalars("val/score")[0].value == pytest.approx(0.25)
+    assert events.Images("samples")
