@@ -248,7 +248,7 @@ def table(
     """
     _needs_inspect()
     from evals.report.page import report_json, write_reports
-    from evals.table import evaluations, publish_table
+    from evals.table import cost_estimate, evaluations, publish_table
     from evals.workers import default_processes, run_in_processes
 
     bundles = {}
@@ -262,6 +262,7 @@ def table(
         weights_without=bundles,
     )  # fmt: skip
     crew = processes or default_processes(parts[0].evaluation.spec, limit)
+    Console(stderr=True).print(cost_estimate(parts, crew), soft_wrap=True, highlight=False)
     again = "the same command (mewm eval table)"
     with _stoppable(again), _Bar(Console(stderr=True), "the full table", limit * len(parts)) as bar:
         runs = run_in_processes(parts, crew, shared=out / "shared", done=bar.told)
@@ -288,7 +289,7 @@ def list_(
         "own": "your own gold: --data FILE.jsonl or FILE.csv (docs/own-dataset.md)",
     }
     found: list[dict[str, object]] = []
-    for path in sorted(folder.glob("*/run.json")):
+    for path in sorted([*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]):  # parts of a table lie deeper
         try:  # read as plain JSON: the harness with its networks is not loaded for a list
             spec = json.loads(path.read_text(encoding="utf-8"))
             row = {name: str(spec[name]) for name in ("dataset", "dataset_version", "stage", "backend", "created")}
@@ -379,7 +380,7 @@ def bundle(
     folder: Annotated[Path, typer.Argument(help="An evaluation.")],
     out: Annotated[Path, typer.Option(help="New folder; it can be opened from any web server.")],
 ) -> None:
-    """Write inspect's viewer with the log, and the report, as a folder of static files."""
+    """Write inspect's viewer with the log, and the report with its traces, as a folder of static files."""
     _needs_inspect()
     import shutil
 
@@ -390,9 +391,12 @@ def bundle(
 
     if out.exists() and any(out.iterdir()):
         raise InputError(f"The folder {out} is not empty: choose another with --out.")
-    write_reports([read_run(folder)])
+    found = read_run(folder)
+    write_reports([found])
     bundle_log_dir(str(folder / LOGS), str(out))
-    for name in NAMES:
+    traces = [row.trace for row in found.rows if row.trace is not None and (folder / row.trace).is_file()]
+    for name in (*NAMES, *traces):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, out / name)
     typer.echo(f"Viewer: {out / 'index.html'}\nReport: {out / 'report.html'}")
 

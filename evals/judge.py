@@ -5,18 +5,22 @@ from __future__ import annotations
 from agent.settings import PlannerSettings
 from evals.datasets import EvalCase
 from evals.metrics import reachable, recall_of, score_protocol, violations
-from evals.results import Answer, BaselineAnswers, BaselineEntry, CaseRow, Entry, Space, Survival
+from evals.results import Answer, BaselineAnswers, BaselineEntry, CaseRow, Entry, Space, Status, Survival
 from models.formulary import Formulary
 from models.protocol import Protocol
 from tools.check_rules import judge_protocols
 from tools.rulebook import CheckRulesResult
 
+NOTHING_PROPOSED: frozenset[Status] = frozenset({"degraded", "limit", "failed"})
+"""Statuses under which no action space counts: a case without one would be left out of the means."""
+
 
 def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, search: PlannerSettings) -> CaseRow:
     """Score everything that was answered to one case.
 
-    A degraded plan is an empty answer in `own`; what the fallback said is judged beside it, so that a broken backend
-    can't borrow the embedded policy's score.
+    A degraded plan is an empty answer in `own`, and its action space is empty too; what the fallback said and proposed
+    is judged beside it, so that a broken backend can't borrow the embedded policy's score. A case that ended at a limit
+    or failed proposed nothing.
 
     Args:
         case: Gold and truth.
@@ -26,6 +30,7 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, sea
             within its reach.
     """
     own = answer.protocol if answer.status == "answered" else None
+    proposed = () if answer.status in NOTHING_PROPOSED else answer.space
     said = [protocol for found in baselines.answers.values() for protocol in found.protocols.values()]
     asked = [own, answer.protocol, answer.alone, *said, *case.gold.values()]
     keys = list({protocol.key: protocol for protocol in asked if protocol is not None}.values())
@@ -56,10 +61,12 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, sea
             for name, found in baselines.answers.items()
         },
         not_run=dict(baselines.not_run),
-        space=None if answer.space is None else _space(case, answer.space),
+        space=None if proposed is None else _space(case, proposed),
+        fallback_space=_space(case, answer.space) if answer.status == "degraded" and answer.space is not None else None,
         risks=answer.risks,
         survival=None if case.survival is None else Survival(**case.survival._asdict()),
         usage=answer.usage,
+        alone_usage=answer.alone_usage,
         trace=answer.trace,
     )
 

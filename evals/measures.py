@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evals.metrics import stability
-from evals.results import CaseRow, Entry, EvalRun
+from evals.results import CaseRow, Entry, EvalRun, Space, Usage
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ _OF_USAGE = ("requests", "tokens", "cost_usd", "tool_calls", "simulations", "sec
 _OF_SPACE = ("gold_recall", "best_recall", "best_within")
 
 
-def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, *, own: bool) -> float | None:
+def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, who: str) -> float | None:
     """One metric of one entry; None where it does not exist for it.
 
     Args:
@@ -70,7 +70,8 @@ def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, *, own: 
         entry: A contestant's entry in it.
         metric: Name in `METRICS`, ``stability`` apart, which belongs to all epochs of a case (`per_case`).
         variant: Gold variant.
-        own: The entry is the agent's: effort and action space are known of it only.
+        who: Whose entry it is: effort and action space are known of the agent and of its fallback, effort of the
+            vision-language model alone, neither of a baseline.
     """
     if metric in _OF_SCORE:
         score = entry.scores.get(variant)
@@ -85,13 +86,26 @@ def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, *, own: 
     if metric == "violations":
         return float(entry.violations.count) if entry.violations is not None else 0.0
     if metric in _OF_SPACE:
-        if not own or row.space is None:
+        space = _space_of(row, who)
+        if space is None:
             return None
-        return row.space.gold_recall.get(variant) if metric == "gold_recall" else getattr(row.space, metric)
+        return space.gold_recall.get(variant) if metric == "gold_recall" else getattr(space, metric)
     if metric in _OF_USAGE:
-        value = getattr(row.usage, metric) if own else None
+        value = getattr(_usage_of(row, who), metric, None)
         return None if value is None else float(value)
     raise KeyError(metric)
+
+
+def _space_of(row: CaseRow, who: str) -> Space | None:
+    if who == "fallback":
+        return row.fallback_space or row.space
+    return row.space if who == "own" else None
+
+
+def _usage_of(row: CaseRow, who: str) -> Usage | None:
+    if who == "alone":
+        return row.alone_usage
+    return row.usage if who in ("own", "fallback") else None
 
 
 def per_case(run: EvalRun, who: str, metric: str, variant: str) -> dict[str, float]:
@@ -105,7 +119,7 @@ def per_case(run: EvalRun, who: str, metric: str, variant: str) -> dict[str, flo
             agreement = stability([entry.protocol for _, entry in found])
             numbers = [] if agreement is None else [agreement]
         else:
-            several = (metric_value(row, entry, metric, variant, own=who == "own") for row, entry in found)
+            several = (metric_value(row, entry, metric, variant, who) for row, entry in found)
             numbers = [number for number in several if number is not None]
         if numbers:
             values[case_id] = sum(numbers) / len(numbers)

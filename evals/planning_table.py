@@ -40,7 +40,7 @@ from evals.image_regressor import predict_risks
 from evals.model_card.collect import Measure, Row, collect, folder_of, write_json
 from evals.model_card.figures import Array, Figure, mean_figure, pooled_figure
 from evals.model_card.scene import Scene
-from evals.planning import FIRST_SEED, judge, rank_constants
+from evals.planning_baselines import beside_the_plan, rank_constants
 from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
     AnotherPatientsImage,
@@ -67,6 +67,8 @@ from tools.rulebook import rules_hash
 from tools.workspace import Workspace
 
 GROUP = "planning"
+FIRST_SEED = 900_000
+"""Patients that are planned start here; training stays below (`models.phantom.pool`), the model card begins later."""
 OTHER_PATIENTS = 850_000
 """Patients whose simulations stand in for others' (`AnotherPatientsImage`); none of them is planned."""
 FULL = "full"
@@ -81,7 +83,7 @@ class Line:
         label: As the table calls it.
         engine: Builds the engine of a patient from that of the weights; None for the rows that plan nothing.
         weights: Key of `--without` that names its weights; None takes the shipped ones.
-        note: What the row knows that a plan never can.
+        note: What the row knows that a plan never can, in words behind its label.
     """
 
     name: str
@@ -107,8 +109,13 @@ LINES = (
     Line("paper_losses", "with the paper's losses", _same, "paper_losses"),
     Line("pre_image", "simulated image replaced by the one before treatment", PreTreatmentImage),
     Line("other_image", "simulated image replaced by another patient's", _other),
-    Line("true_image", "true image after treatment, learned risk", TrueImage, note="truth"),
-    Line("true_hazard", "simulated image, true hazard", TrueHazard, note="truth"),
+    Line("true_image", "true image after treatment, learned risk", TrueImage, note="knows the truth"),
+    Line(
+        "true_hazard",
+        "simulated image, true hazard",
+        TrueHazard,
+        note="knows the true hazard of the tumour; toxicity is the fixed term without the patient's own sensitivity",
+    ),
     Line("image_regressor", "direct regressor on the image, no simulation, over all allowed protocols"),
     Line("feature_regressor", "direct regressor on engineered features, no simulation, over all allowed protocols"),
 )
@@ -172,13 +179,18 @@ def measure_planner(line: Line, base: Engine, settings: PlannerSettings, seed: i
     patient = draw_patient(seed)
     plan, risks = plan_with(patient, settings, line.engine(base, patient))
     if not risks.protocols:
-        return {"patient": patient.patient_id, "judged": None}
-    judged = judge(plan, risks, _constants(settings))
-    choice = None if plan.chosen is None else plan.chosen.assessed.protocol
+        return {"patient": patient.patient_id, "judged": None, "of_range": 1.0, "random": 1.0}
+    chosen = None if plan.chosen is None else plan.chosen.assessed
+    judged: Row = {
+        "chosen": None if chosen is None else chosen.key, "true_best": risks.best.key,
+        "simulations": plan.simulations, "seconds": plan.execution.seconds,
+    }  # fmt: skip
+    if line.name == FULL:
+        judged |= asdict(beside_the_plan(plan, risks, _constants(settings)))
     return {
         "patient": patient.patient_id,
-        "judged": asdict(judged),
-        "of_range": risks.judge(choice).of_range,
+        "judged": judged,
+        "of_range": risks.judge(None if chosen is None else chosen.protocol).of_range,
         "random": float(risks.regrets.mean()),
     }
 
@@ -294,9 +306,10 @@ def planning_table(n: int, work: Path, asked: Asked, console: Console, workers: 
 
 def _conditions(line: Line, asked: Asked) -> dict[str, Any]:
     weights = asked.weights if line.weights is None else asked.without[line.weights]
+    engine = _engine(asked.device, weights)  # it says which device and precision "auto" is here
     out: dict[str, Any] = {
-        "row": line.name, "weights": read_manifest(weights).weights_hash, "phantom": phantom_hash(),
-        "settings": asked.settings.model_dump(mode="json"), "rules": rules_hash(),
+        "row": line.name, "weights": engine.weights_hash, "phantom": phantom_hash(), "rules": rules_hash(),
+        "settings": asked.settings.model_dump(mode="json"), "device": engine.device, "precision": engine.precision,
     }  # fmt: skip
     if line.name == "image_regressor" and asked.trained is not None:
         content = (asked.trained / "image_regressor" / FINAL).read_bytes()
@@ -338,6 +351,7 @@ def summarise(rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked)
         "settings": asked.settings.model_dump(mode="json"),
         "rows": lines,
         "baselines": {name: _figure(values) for name, values in baselines.items()},
+        "baselines_minus_full": {name: _figure(values - planner) for name, values in baselines.items()},
         "regret_over_constant": ratio_figure(planner, baselines["constant"]),
         "seconds": _figure(np.array([row["judged"]["seconds"] for row in full])),
         "simulations": _figure(np.array([row["judged"]["simulations"] for row in full])),

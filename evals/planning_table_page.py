@@ -39,11 +39,11 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     for column in ("row", "of worst - best", "of random - best", "minus full planner"):
         table.add_column(column)
     for row in result["rows"]:
-        label = f"{row['label']} (knows the truth)" if row["note"] else row["label"]
+        label = f"{row['label']} ({row['note']})" if row["note"] else row["label"]
         table.add_row(label, cell(row["of_range"], 3), cell(row["of_random"], 2), cell(row["minus_full"], 3))
     table.add_section()
     for name, label in BASELINE_LABELS.items():
-        table.add_row(label, cell(result["baselines"][name], 3), "", "")
+        table.add_row(label, cell(result["baselines"][name], 3), "", cell(result["baselines_minus_full"][name], 3))
     console.print(table)
     console.print(f"Planner's regret over the best constant's: {cell(result['regret_over_constant'])}.")
     for label, why in result["not_run"].items():

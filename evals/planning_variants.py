@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.engine import Engine, Job, Prepared
+from models.patch import TUMOUR_LABEL, Patch, lesion_components, resample_to_grid
 from models.phantom.anatomy import render_anatomy
 from models.phantom.cohort import CASE_SHAPE, case_affine
 from models.phantom.field import Grid
@@ -20,6 +21,7 @@ from models.phantom.render import render
 from models.phantom.response import log_hazard, respond
 from models.response import VIABLE
 from models.volume import Volume
+from models.whole_volume import LIVER
 from tools.segment import tissue_ml
 
 
@@ -71,7 +73,11 @@ class PreTreatmentImage(Variant):
 
 
 class AnotherPatientsImage(Variant):
-    """The change is simulated for another patient under the same protocol, and pasted into this one's tumour."""
+    """The change is simulated for another patient under the same protocol, and pasted into this one's tumour.
+
+    Only the other's largest lesion is simulated. Its change is laid, in mm, so that its centre falls on that of the
+    largest lesion of each patch; where it does not reach, nothing changes.
+    """
 
     mark = "other-patient"
 
@@ -81,14 +87,32 @@ class AnotherPatientsImage(Variant):
         affine = case_affine()
         scan = render(other, affine, CASE_SHAPE)
         volume = Volume(np.rint(scan.hu).astype(np.int16), affine)
-        self._other = base.prepare(volume, scan.organs, other.record)
+        further = (scan.organs == TUMOUR_LABEL) & (lesion_components(scan.organs, affine).index != 1)
+        self._other = base.prepare(volume, np.where(further, LIVER, scan.organs), other.record)
 
     def simulate_differences(
         self, prepared: Prepared, jobs: Sequence[Job], steps: int | None = None
     ) -> Iterator[tuple[int, NDArray[np.int16]]]:
-        """The other patient's change around its largest lesion, inside this patient's feathered tumours."""
+        """The other patient's change inside this patient's feathered tumours."""
+        (source,) = self._other.patches
+        where = lesion_centre(source, self._other.numbers[0])
+        grids = []
+        for patch, numbers in zip(prepared.patches, prepared.numbers, strict=True):
+            grids.append(source.affine.copy())
+            grids[-1][:3, 3] += lesion_centre(patch, numbers) - where
         for index, change in super().simulate_differences(self._other, jobs, steps):
-            yield index, np.where(prepared.support, change[:1], 0).astype(np.int16)
+            laid = [
+                resample_to_grid(change[0], grid, patch.affine, (patch.size,) * 3)
+                for grid, patch in zip(grids, prepared.patches, strict=True)
+            ]
+            yield index, np.rint(np.where(prepared.support, np.stack(laid), 0.0)).astype(np.int16)
+
+
+def lesion_centre(patch: Patch, numbers: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Centre of mass of the largest lesion of a patch, (3,) in mm."""
+    voxel = np.argwhere(numbers == patch.lesions[0]).mean(axis=0)
+    centre: NDArray[np.float64] = patch.affine[:3, :3] @ voxel + patch.affine[:3, 3]
+    return centre
 
 
 class TrueImage(Variant):
@@ -137,6 +161,9 @@ class TrueHazard(Variant):
         outcomes: Sequence[NDArray[np.int16]],  # noqa: ARG002 (as of `Engine.log_risk`)
         segmentations: Sequence[NDArray[np.uint8]],
     ) -> list[float]:
-        """True log hazard of the viable volume that was found in the simulation, toxicity apart."""
+        """True log hazard of the viable volume that was found in the simulation, toxicity apart.
+
+        The planner adds its fixed toxicity term to it; how sensitive this patient is stays unknown to it.
+        """
         found = (tissue_ml(prepared, tissue)[VIABLE] for tissue in segmentations)
         return [log_hazard(self.patient, viable, 0.0) for viable in found]

@@ -36,10 +36,10 @@ Stage = Literal["propose", "plan"]
 Status = Literal["answered", "degraded", "blocked", "limit", "failed", "no_image"]
 STATUS_TEXT: dict[Status, str] = {
     "answered": "valid answer",
-    "degraded": "degraded: the backend failed and the embedded policy stood in; counted as no answer",
+    "degraded": "the backend failed and the embedded policy stood in; counted as no answer",
     "blocked": "the rules allow nothing that was tried: no answer",
     "limit": "stopped at a limit of time, tokens or tool calls: no answer",
-    "failed": "failed; run again on resume, until then no answer",
+    "failed": "an error; run again on resume, until then no answer",
     "no_image": "no image, so nothing to simulate on: no answer",
 }
 TIMING = frozenset({"seconds", "by_node"})
@@ -123,12 +123,16 @@ def _brief(value: object) -> str:
 
 
 class NodeUse(ResultModel):
-    """What one node of the graph used; whole numbers for a case, means over cases in a report."""
+    """What one node of the graph used; whole numbers for a case, means over cases in a report.
+
+    `cost_usd` is None where a model's price is not known.
+    """
 
     seconds: float = 0.0
     requests: float = 0
     input_tokens: float = 0
     output_tokens: float = 0
+    cost_usd: float | None = None
     tool_calls: float = 0
     simulations: float = 0
 
@@ -173,6 +177,7 @@ class Answer(ResultModel):
     usage: Usage = Usage()
     alone: Protocol | None = Field(default=None, description="the vision-language model's own answer, without a plan")
     alone_status: Literal["not_run", "answered", "invalid"] = "not_run"
+    alone_usage: Usage | None = Field(default=None, description="what that answer used, beside `usage`")
     trace: str | None = Field(default=None, description="trace.jsonl, relative to the evaluation's folder")
 
 
@@ -239,10 +244,12 @@ class CaseRow(ResultModel):
     alone: Entry | None = Field(description="the vision-language model without a world model; None where not run")
     baselines: dict[str, BaselineEntry]
     not_run: dict[str, str] = Field(description="baselines without an answer on this data, and why")
-    space: Space | None
+    space: Space | None = Field(description="what counts: empty where the backend or the run failed")
+    fallback_space: Space | None = Field(default=None, description="the action space of a degraded plan")
     risks: tuple[SimulatedRisk, ...]
     survival: Survival | None
     usage: Usage
+    alone_usage: Usage | None = None
     trace: str | None
 
 

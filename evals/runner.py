@@ -104,7 +104,7 @@ class Session:
     def answer(self, job: CaseJob) -> Answer:
         """Ask the agent, or take what it answered before. A failed case is not kept, so that it is tried again."""
         if (job.folder / ANSWER).is_file():
-            found = _read_kept(Answer, job.folder / ANSWER)
+            found = read_kept(Answer, job.folder / ANSWER)
             self._tidy(job)
             self.done(found, True)
             return found
@@ -125,7 +125,7 @@ class Session:
         """What every baseline says to a case: the same in every epoch, and when the run goes on."""
         file = self.folder / CASES / safe_folder(case.case_id) / BASELINES
         if file.is_file():
-            return _read_kept(BaselineAnswers, file)
+            return read_kept(BaselineAnswers, file)
         said = self.baselines(case)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, said.model_dump_json(indent=1) + "\n")
@@ -154,7 +154,12 @@ class Session:
 KeptT = TypeVar("KeptT", bound=ResultModel)
 
 
-def _read_kept(kind: type[KeptT], file: Path) -> KeptT:
+def read_kept(kind: type[KeptT], file: Path) -> KeptT:
+    """What was kept of a case.
+
+    Raises:
+        RunError: the file is damaged.
+    """
     try:
         return kind.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:  # pydantic's error is a ValueError

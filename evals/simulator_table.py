@@ -19,12 +19,12 @@ from rich.table import Table
 
 from evals.model_card.blocks import FIRST_SEED
 from evals.model_card.collect import Measure, Row, collect, folder_of, write_json
-from evals.model_card.dynamics import measure_protocols, within_patients
+from evals.model_card.dynamics import measure_effects, within_patients
 from evals.model_card.realism import compare, summarise_realism
 from evals.model_card.render_card import cell
-from evals.model_card.scene import Measures, Scene
+from evals.model_card.scene import BATCH, Measures, Scene
 from evals.simulators import Simulator, WorldModelSimulator, by_name, hand_made
-from evals.trained_baselines import MINUTES, trained_simulators
+from evals.trained_baselines import trained_minutes, trained_simulators
 from models.engine import Device, Engine
 from models.errors import MewmError
 from models.phantom.version import phantom_hash
@@ -36,8 +36,8 @@ GROUP = "simulators"
 def measure_simulator(simulator: Simulator, engine: Engine, protocols: int, replicas: int, seed: int) -> Row:
     """One patient under one simulator: effects of protocols, and likeness to the true scan of the first."""
     scene = Scene.of(seed, engine)
-    rows, true, simulated = measure_protocols(scene, simulator, protocols, replicas)
-    return {"protocols": rows, "realism": compare(scene, simulated[0].hu, true[0].hu)}
+    effects = measure_effects(scene, simulator, protocols, replicas)
+    return {"protocols": effects.rows, "realism": compare(scene, effects.simulated[0].hu, effects.true[0].hu)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class BuildSimulator:
 
     def __call__(self) -> Measure:
         """The measure of one patient."""
-        engine = Engine(self.device, self.weights)
+        engine = Engine(self.device, self.weights, batch=BATCH)
         found, _ = simulators(engine, self.weights, self.trained)
         return partial(measure_simulator, by_name(found)[self.name], engine, self.protocols, self.replicas)
 
@@ -83,7 +83,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def simulator_table(
     n: int, work: Path, *, weights: Path = DEFAULT_WEIGHTS, trained: Path | None = None, device: Device = "auto",
-    workers: int = 1, protocols: int = 6, replicas: int = 1, minutes: float = MINUTES, console: Console,
+    workers: int = 1, protocols: int = 6, replicas: int = 1, console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every simulator.
 
@@ -96,13 +96,12 @@ def simulator_table(
         workers: Processes.
         protocols: Random protocols of each patient.
         replicas: Simulations of each.
-        minutes: How long the trained ones were trained; goes into the table's words only.
         console: For progress.
 
     Returns:
         The content of the result file.
     """
-    engine = Engine(device, weights)
+    engine = Engine(device, weights, batch=BATCH)
     found, not_run = simulators(engine, weights, trained)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = []
@@ -113,7 +112,7 @@ def simulator_table(
                 work, {
                     "simulator": simulator.name, "weights": own, "segmenter": engine.weights_hash,
                     "phantom": phantom_hash(), "protocols": protocols, "replicas": replicas,
-                    "device": engine.device, "precision": engine.precision,
+                    "device": engine.device, "precision": engine.precision, "batch": engine.batch,
                 },
             )  # fmt: skip
             bar = progress.add_task(simulator.label, total=n)
@@ -123,7 +122,10 @@ def simulator_table(
                 lambda done, _, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
             )  # fmt: skip
             table.append({"name": simulator.name, "label": simulator.label, **summarise(rows)})
-    return {"group": GROUP, "n": n, "minutes": f"{minutes:g}", "rows": table, "not_run": not_run}
+    return {
+        "group": GROUP, "n": n, "weights": engine.weights_hash, "phantom": phantom_hash(),
+        "minutes": "no" if trained is None else trained_minutes(trained), "rows": table, "not_run": not_run,
+    }  # fmt: skip
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -150,7 +152,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocols", type=int, default=6)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--trained", type=Path, help="folder of `python -m evals.trained_baselines`")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="how long those were trained, for the table")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=1)
@@ -165,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         result = simulator_table(
             arguments.n, arguments.work, weights=arguments.weights, trained=arguments.trained, device=arguments.device,
-            workers=arguments.workers, protocols=arguments.protocols, replicas=arguments.replicas,
-            minutes=arguments.minutes, console=console,
+            workers=arguments.workers, protocols=arguments.protocols, replicas=arguments.replicas, console=console,
         )  # fmt: skip
     except MewmError as error:
         parser.error(str(error))

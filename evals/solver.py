@@ -72,6 +72,9 @@ class CaseJob:
         return None if self.shared is None else self.shared / SIMULATIONS
 
 
+COUNTED = tuple(name for name in NodeUse.model_fields if name != "cost_usd")
+"""What adds up over nodes; a cost may be unknown."""
+
 Agent = Callable[[CaseJob], Answer]
 """What is evaluated: a case in, an answer out. A `MewmError` is a failed case, any other exception a bug."""
 
@@ -155,9 +158,10 @@ def usage_of(decisions: Sequence[Decision]) -> Usage:
     them; a model answer that came from the cache counts its tokens and its price, but no request.
     """
     nodes: dict[str, dict[str, float]] = {}
-    cost: float | None = 0.0
+    costs: dict[str, float | None] = {}
     for decision in decisions:
-        use = nodes.setdefault(decision.node, dict.fromkeys(NodeUse.model_fields, 0))
+        use = nodes.setdefault(decision.node, dict.fromkeys(COUNTED, 0))
+        cost = costs.setdefault(decision.node, 0.0)
         if decision.kind == "node":
             use["seconds"] += decision.seconds
         elif decision.kind == "tool":
@@ -171,10 +175,11 @@ def usage_of(decisions: Sequence[Decision]) -> Usage:
             # the embedded policy reads no tokens and costs nothing; tokens without a price make the cost unknown
             free = decision.requests == decision.input_tokens == decision.output_tokens == 0
             paid = 0.0 if free else decision.cost_usd
-            cost = None if cost is None or paid is None else cost + paid
-    by_node = {name: NodeUse.model_validate(use) for name, use in nodes.items()}
-    total = {name: sum(getattr(use, name) for use in by_node.values()) for name in NodeUse.model_fields}
-    return Usage(**total, cost_usd=cost, by_node=by_node)
+            costs[decision.node] = None if cost is None or paid is None else cost + paid
+    by_node = {name: NodeUse(**use, cost_usd=costs[name]) for name, use in nodes.items()}
+    total = {name: sum(getattr(use, name) for use in by_node.values()) for name in COUNTED}
+    known = [cost for cost in costs.values() if cost is not None]
+    return Usage(**total, cost_usd=sum(known) if len(known) == len(costs) else None, by_node=by_node)
 
 
 class PlannerAgent:
@@ -223,8 +228,10 @@ class PlannerAgent:
             answer = self._plan(job, path, settings)
         else:
             answer = Answer(case_id=job.case.case_id, epoch=job.epoch, status="no_image", why="the case has no image")
-        if self.alone is not None and answer.status != "limit":
-            answer = answer.model_copy(update=self._alone(job, path))
+        if self.alone is not None:
+            # a case that was stopped at its limit leaves its event set
+            again = replace(job, stop=threading.Event()) if answer.status == "limit" else job
+            answer = answer.model_copy(update=self._alone(again, path))
         return answer
 
     def _plan(self, job: CaseJob, path: Path, settings: PlannerSettings) -> Answer:
@@ -240,7 +247,8 @@ class PlannerAgent:
             except RunStopped:
                 if watch.exceeded is None:
                     raise
-                return self._at_limit(job, watch)
+        if watch.exceeded is not None:  # also by its last step
+            return self._at_limit(job, watch)
         assert plan is not None  # a run ends with its plan or with an error
         status: Status = "degraded" if plan.degraded else "blocked" if plan.blocked else "answered"
         truth = job.case.truth
@@ -281,7 +289,8 @@ class PlannerAgent:
             except RunStopped:
                 if watch.exceeded is None:
                     raise
-                return self._at_limit(job, watch)
+        if watch.exceeded is not None:
+            return self._at_limit(job, watch)
         actions = state.actions if state.patient_allowed else None
         status: Status = "degraded" if state.degraded else "answered" if actions is not None else "blocked"
         protocol = None if actions is None else first_allowed(actions.drugs, actions.embolics, state, services)
@@ -334,12 +343,18 @@ class PlannerAgent:
     def _alone(self, job: CaseJob, path: Path | None) -> dict[str, Any]:
         """The language model's own protocol: everything that it names, asked for no more than a protocol may hold."""
         assert self.alone is not None
-        with _Watch(Limits(), job.stop) as watch:
-            state, _ = self._until("propose", job, path, self.alone, job.folder / "alone", watch)
-        if state.degraded or state.proposal is None:
-            return {"alone": None, "alone_status": "invalid"}
+        with _Watch(self.limits, job.stop) as watch:
+            try:
+                state, _ = self._until("propose", job, path, self.alone, job.folder / "alone", watch)
+            except RunStopped:
+                if watch.exceeded is None:
+                    raise
+        usage = usage_of(watch.decisions)
+        if watch.exceeded is not None or state.degraded or state.proposal is None:
+            return {"alone": None, "alone_status": "invalid", "alone_usage": usage}
         drugs, embolics = ([c.item for c in side] for side in (state.proposal.drugs, state.proposal.embolics))
-        return {"alone": TaceProtocol(drugs=tuple(drugs), embolics=tuple(embolics)), "alone_status": "answered"}
+        said = TaceProtocol(drugs=tuple(drugs), embolics=tuple(embolics))
+        return {"alone": said, "alone_status": "answered", "alone_usage": usage}
 
     def _at_limit(self, job: CaseJob, watch: _Watch) -> Answer:
         return Answer(

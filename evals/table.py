@@ -7,7 +7,7 @@ another has simulated. Two parts are parts of training: they need weights that w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from evals.datasets import load_dataset
 from evals.prepare import prepare
 from evals.report.markdown import report_markdown
 from evals.report.summary import Summary
-from evals.workers import Job
+from evals.workers import Job, is_answered
+from models.errors import InputError
+from models.weights import read_manifest
 
 LEAD = "planner"
 
@@ -52,6 +54,11 @@ PARTS = (
     Part("no-attenuation", "without attenuation", {}, ("attenuation",), "attenuation"),
 )
 NO_WEIGHTS = "not trained; weights that were trained so are given with --weights-without {what}=FOLDER"
+TRAINED_WITH = {"contrastive": "contrast_weight", "attenuation": "attenuation_share"}
+"""Setting of the denoiser's training that is 0 in weights without the part (`docs/training.md`)."""
+MINUTES_PER_PLAN = (0.5, 1.5)
+"""Minutes of one CPU core for a plan at B = T = 3, with what the parts of a patient share: estimated from two patients
+on the weights of preset ``small``."""
 
 
 def evaluations(
@@ -79,7 +86,7 @@ def evaluations(
         What can be run, the lead first, and why the other parts can't, by their labels.
 
     Raises:
-        MewmError: an evaluation can't be run.
+        MewmError: an evaluation can't be run, or weights were trained with what they are said to lack.
     """
     dataset = load_dataset("phantom", seed=seed, limit=n)
     found: list[Job] = []
@@ -91,12 +98,44 @@ def evaluations(
             if mine is None:
                 not_run[part.label] = NO_WEIGHTS.format(what=part.weights)
                 continue
+            _check_trained_without(part.weights, mine)
         evaluation = prepare(
             "phantom", seed=seed, limit=n, weights=mine, parts_off=part.parts_off, dataset=dataset,
             baselines=NAMES if part.name == LEAD else (), planner={"seed": seed, **(planner or {}), **part.planner},
         )  # fmt: skip
         found.append(Job(out / part.name, evaluation))
     return found, not_run
+
+
+def _check_trained_without(what: str, folder: Path) -> None:
+    setting = TRAINED_WITH[what]
+    value = read_manifest(folder).preset.training.denoiser.options.get(setting)
+    if value != 0:
+        raise InputError(
+            f"The weights in {folder} were not trained without {what}: their {setting} is "
+            f"{'not stated' if value is None else f'{value:g}'}; train and export them with --set "
+            f"training.denoiser.options.{setting}=0."
+        )
+
+
+def cost_estimate(jobs: Sequence[Job], processes: int) -> str:
+    """What is still to be done and about how long it takes, for the terminal.
+
+    Args:
+        jobs: The evaluations of the table.
+        processes: That answer.
+    """
+    cases = jobs[0].evaluation.dataset.cases
+    plans = len(cases) * len(jobs)
+    left = sum(not is_answered(job, case, 1) for job in jobs for case in cases)
+    text = f"{len(cases)} patients, {len(jobs)} parts: {plans} plans, {plans - left} of them there already."
+    if left and jobs[0].evaluation.spec.conditions.get("device") == "cpu":
+        low, high = (minutes * left / processes / 60.0 for minutes in MINUTES_PER_PLAN)
+        text += (
+            f" The others take roughly {low:.1f} to {high:.1f} h on {processes} free core(s) at B = T = 3; the bar "
+            "knows more after the first plans."
+        )
+    return text
 
 
 def publish_table(summary: Summary, folder: Path) -> None:

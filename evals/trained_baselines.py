@@ -10,6 +10,7 @@ TextoMorph, Li et al. 2025), and the direct image regressor of the planning tabl
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from models.networks.denoiser import Denoiser
 from models.networks.preset import Preset
 from models.phantom.pool import PatchPool
 from models.training.denoiser import train_denoiser
-from models.training.loop import FINAL, Budget, Cadence, RunResult, run_training
+from models.training.loop import FINAL, METRICS, Budget, Cadence, RunResult, run_training
 from models.training.pool import Pool
 from models.weights import DEFAULT_WEIGHTS, load_world_model, read_manifest
 
@@ -135,6 +136,16 @@ def trained_simulators(run: Path, weights: Path, engine: Engine) -> tuple[list[W
         own = Engine(engine.device, model=other, precision=engine.precision, batch=engine.batch)
         found.append(WorldModelSimulator(own, name, label))
     return found, not_run
+
+
+def trained_minutes(run: Path) -> str:
+    """How long the trained simulators of a folder were trained, as their own metrics say: ``20``, or ``18 to 20``."""
+    found = set()
+    for name in DENOISERS:
+        if (run / name / FINAL).exists():
+            with (run / name / METRICS).open(newline="", encoding="utf-8") as file:
+                found.add(round(max(float(row["seconds"]) for row in csv.DictReader(file)) / 60.0))
+    return " to ".join(f"{value}" for value in sorted({min(found), max(found)})) if found else "no"
 
 
 def load_regressor(run: Path, preset: Preset) -> ImageRegressor | None:

@@ -29,7 +29,7 @@ from evals.answer_cache import cached_answers
 from evals.datasets import Dataset, EvalCase
 from evals.prepare import Evaluation, agent_for
 from evals.results import ANSWER, CASES, Answer, BaselineAnswers, EvalRun, RunSpec, safe_folder
-from evals.runner import Done, Session, prepare_folder, run_evaluation
+from evals.runner import Done, Session, prepare_folder, read_kept, run_evaluation
 from evals.solver import Agent, CaseJob
 from models.errors import RunError
 
@@ -164,13 +164,14 @@ def run_in_processes(
     """
     for part in parts:
         prepare_folder(part.folder, part.evaluation.spec)
+    told_before = _tell_kept(parts, done)
     failed, asked = _answer_all(parts, processes, shared, cache, done, make_agent)
     runs = []
     for number, part in enumerate(parts):
         found = part.evaluation
 
         def told(answer: Answer, kept: bool, number: int = number) -> None:
-            if (number, answer.case_id, answer.epoch) not in asked:
+            if (number, answer.case_id, answer.epoch) not in asked | told_before:
                 done(answer, kept)
 
         agent = _AnsweredBefore({key[1:]: why for key, why in failed.items() if key[0] == number})
@@ -196,6 +197,18 @@ Asked = tuple[int, str, int]
 """Number of the part, case id, epoch."""
 
 
+def _tell_kept(parts: Sequence[Job], done: Done) -> set[Asked]:
+    """Tell of the answers that are there already, before any is asked: the time that is left is that of the others."""
+    told: set[Asked] = set()
+    for number, part in enumerate(parts):
+        for case in part.evaluation.dataset.cases:
+            for epoch in range(1, part.evaluation.spec.epochs + 1):
+                if is_answered(part, case, epoch):
+                    done(read_kept(Answer, _answer_file(part, case, epoch)), True)
+                    told.add((number, case.case_id, epoch))
+    return told
+
+
 def _answer_all(
     parts: Sequence[Job],
     processes: int,
@@ -213,7 +226,7 @@ def _answer_all(
     wanted: list[tuple[EvalCase, int, list[int]]] = []
     for case in first.dataset.cases:
         for epoch in range(1, first.spec.epochs + 1):
-            open_parts = [n for n, part in enumerate(parts) if not _is_answered(part, case, epoch)]
+            open_parts = [n for n, part in enumerate(parts) if not is_answered(part, case, epoch)]
             if open_parts:
                 wanted.append((case, epoch, open_parts))
     failed: dict[Asked, str] = {}
@@ -244,7 +257,7 @@ def _answer_all(
                     failed[number, case.case_id, epoch] = answer.why or ""
                 done(answer, False)
         epochs = range(1, first.spec.epochs + 1)
-        if shared is not None and all(_is_answered(part, case, e) for part in parts for e in epochs):
+        if shared is not None and all(is_answered(part, case, e) for part in parts for e in epochs):
             shutil.rmtree(shared / safe_folder(case.case_id), ignore_errors=True)
         return True
 
@@ -316,8 +329,13 @@ def _raise_first(errors: Sequence[BaseException]) -> None:
         raise wrong[0]
 
 
-def _is_answered(part: Job, case: EvalCase, epoch: int) -> bool:
-    return (part.folder / CASES / safe_folder(case.case_id) / str(epoch) / ANSWER).is_file()
+def _answer_file(part: Job, case: EvalCase, epoch: int) -> Path:
+    return part.folder / CASES / safe_folder(case.case_id) / str(epoch) / ANSWER
+
+
+def is_answered(part: Job, case: EvalCase, epoch: int) -> bool:
+    """Whether a case is answered already."""
+    return _answer_file(part, case, epoch).is_file()
 
 
 def _ask_baselines(part: Job, ended: threading.Event) -> None:

@@ -8,8 +8,10 @@ common random numbers.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +60,7 @@ REFERENCE_SPACING_MM = 1.5  # the networks' inputs count voxel sizes as log2(spa
 COARSEST = 3.0  # times the finest spacing: what the networks were trained for
 MOST_LESIONS = 3  # the training cohort has one to three; more would be extrapolated without limit
 _KEPT_CASES = 4
+_MALLOC = {"M_MMAP_THRESHOLD": (-3, 1 << 28), "M_TRIM_THRESHOLD": (-1, 1 << 29), "M_ARENA_MAX": (-8, 1)}  # <malloc.h>
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +153,8 @@ class Engine:
         if self.device == "cuda":
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
+        else:
+            _keep_freed_memory()
         self.model = model if model is not None else load_world_model(weights, self.device)
         self._kept: OrderedDict[str, Prepared] = OrderedDict()
 
@@ -433,6 +438,18 @@ class Engine:
                 out = network(*[tensor.contiguous().to(self.device) for tensor in part])
                 results.append(out[: self.batch - missing].cpu())
         return torch.cat(results)
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep up to 512 MB of freed memory for the next layer of a network; other C libraries are left alone.
+
+    By itself it gives every block above 32 MB back to the system, which clears its pages anew for each layer. On a CPU
+    that took two fifths of the segmenter's time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in _MALLOC.values():
+            mallopt(option, value)
 
 
 @contextmanager

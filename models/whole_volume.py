@@ -26,8 +26,9 @@ LIVER, TUMOUR = 1, 2
 
 
 def segment_whole(
-    network: Callable[[Tensor], Tensor], volume: Volume, size: int, spacing_mm: float, window: tuple[float, float]
-) -> npt.NDArray[np.uint8]:
+    network: Callable[[Tensor], Tensor], volume: Volume, size: int, spacing_mm: float, window: tuple[float, float],
+    batch: int = 8,
+) -> npt.NDArray[np.uint8]:  # fmt: skip
     """Labels of a CT on its own grid: 0 other, 1 liver, 2 tumour (living or dead).
 
     Args:
@@ -36,6 +37,7 @@ def segment_whole(
         size: S.
         spacing_mm: of the grid that the network works on.
         window: HU that become -1 and 1.
+        batch: windows per call of `network`; the engine's, or a multiple, so that it fills no batch up with copies.
     """
     body = _body_box(volume.data)
     affine = volume.affine.copy()
@@ -51,7 +53,7 @@ def segment_whole(
     seen = segmenter_input(unit, unit, torch.zeros_like(unit))[None]
     floor = (max(OUTSIDE_HU, low) - low) * (2.0 / (high - low)) - 1.0
     logits = sliding_window_inference(
-        seen, (size,) * 3, 4, network, overlap=OVERLAP, mode="gaussian", padding_mode="constant", cval=floor
+        seen, (size,) * 3, batch, network, overlap=OVERLAP, mode="gaussian", padding_mode="constant", cval=floor
     )
     assert isinstance(logits, Tensor)
     coarse = clean_up(logits.argmax(dim=1)[0].numpy().astype(np.uint8), spacing_mm)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from agent.cli.recorded_command import recorded_command
 from models.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -79,7 +78,7 @@ def evaluate_models(
 
         measure(
             sizes, target, work, weights=folder, device=device, workers=workers, progress=show, extra=extra,
-            command=_command_line(),
+            command=recorded_command(),
         )  # fmt: skip
     if pictures is not None:
         from evals.model_card.pictures import draw_pictures
@@ -88,11 +87,6 @@ def evaluate_models(
             written = draw_pictures(pictures, folder, device)
         console.print(f"{len(written)} pictures in {pictures}.")
     typer.echo((target / "MODEL_CARD.md").read_text(encoding="utf-8"))
-
-
-def _command_line() -> str:
-    """The command of this process, with folders by name only."""
-    return "mewm " + shlex.join(Path(word).name if "/" in word else word for word in sys.argv[1:])
 
 
 def register(app: typer.Typer) -> None:

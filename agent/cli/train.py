@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.cli import clinical
+from agent.cli.recorded_command import recorded_command
 from models.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ Mix = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run; each network gets a sub-folder.")]
 PresetName = Annotated[str, typer.Option("--preset", help="Name of a file in models/presets.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights and batches.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")]
 Minutes = Annotated[float | None, typer.Option(help="Training time; by default the preset's.")]
 Steps = Annotated[int | None, typer.Option(help="Stop after so many steps instead: reproducible bit for bit.")]
 Change = Annotated[
@@ -51,7 +50,8 @@ def _run(
     steps: int | None, resume: bool, given: Path | None, mix: str | None, changes: list[str] | None, device: str,
 ) -> None:  # fmt: skip
     from models.networks.preset import Preset
-    from models.training.parts import choose_device, train_part
+    from models.training.loop import FINAL
+    from models.training.parts import absent_for_simulations, choose_device, train_part
     from models.training.processes import Processes
 
     if minutes is not None and minutes <= 0:
@@ -64,14 +64,18 @@ def _run(
     pool = me.in_turn(lambda: _open(data, out, preset, given, mix, parts))
     origin = getattr(pool, "origin", "synthetic")
     for name in parts:
+        if me.first and (absent := absent_for_simulations(name, out)):
+            typer.echo(f"There is no trained {' and no '.join(absent)} in {out}: the {name} sees no simulated scans.")
+        finished = (out / name / FINAL).exists()
         result = train_part(
             name, pool, preset, out, origin=origin, device=place, seed=seed, minutes=minutes, steps=steps,
             resume=resume,
         )  # fmt: skip
         if not me.first:
             continue
-        # what was really run, for the provenance of the exported weights
-        (out / name / COMMAND).write_text(_command_line() + "\n", encoding="utf-8")
+        # what was really run, for the provenance of the exported weights; a finished network was not trained again
+        if not (finished and (out / name / COMMAND).exists()):
+            (out / name / COMMAND).write_text(recorded_command() + "\n", encoding="utf-8")
         content = json.dumps({"data_hash": pool.data_hash, "origin": origin})
         (out / name / DATA).write_text(content + "\n", encoding="utf-8")
         figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
@@ -108,11 +112,6 @@ def _open(
             f"and months and died of every real patient{lacking}."
         )
     return pool
-
-
-def _command_line() -> str:
-    """The command of this process, with folders by name only."""
-    return "mewm " + shlex.join(Path(word).name if "/" in word else word for word in sys.argv[1:])
 
 
 def _command(name: PartName) -> None:
@@ -182,7 +181,7 @@ def export(
     data_hash, origin = _trained_on(run, data)
     provenance: dict[str, str] = {
         **{str(name): _recorded(run / name / COMMAND) for name in ORDER},
-        "export": _command_line(),
+        "export": recorded_command(),
         "seed": str(seed),
         "data": data_hash,
         "date": datetime.now(UTC).date().isoformat(),
@@ -195,12 +194,16 @@ def export(
 @_train.command("attenuation-picture")
 def attenuation_picture(
     out: Annotated[Path, typer.Option(help="PNG file.")] = Path("docs/attenuation.png"),
-    seed: Annotated[int, typer.Option(help="Phantom patient that is shown.")] = 900_007,
+    seed: Annotated[int, typer.Option(min=0, help="Phantom patient that is shown.")] = 900_007,
 ) -> None:
     """Draw what the attenuation of the training does to a phantom's tumour, levels 1 to 4."""
     from models.training.attenuation_picture import draw_attenuation
 
-    draw_attenuation(seed).save(out)
+    picture = draw_attenuation(seed)
+    try:
+        picture.save(out, format="PNG")
+    except OSError as error:
+        raise InputError(f"The picture can't be written to {out}: {error.strerror}; choose another --out.") from error
     typer.echo(f"Wrote {out}.")
 
 

@@ -138,7 +138,11 @@ class Workbench(Shown):
             for data in waits:
                 self._card(Waiting.model_validate(data), thread, request)
 
-        gr.render(inputs=[self.waits, self.thread], triggers=[self.waits.change], show_progress="hidden")(cards)
+        # one after the other, and the last always: two at once would leave buttons that the server does not know
+        gr.render(
+            inputs=[self.waits, self.thread], triggers=[self.waits.change], show_progress="hidden",
+            concurrency_limit=1, trigger_mode="always_last",
+        )(cards)  # fmt: skip
 
     def _card(self, waiting: Waiting, thread: str, request: gr.Request) -> None:
         """One question and its form. The buttons carry this question and no other, whatever else waits."""
@@ -172,7 +176,7 @@ class Workbench(Shown):
                 approve = gr.Button("Approve", variant="primary", size="md", min_width=80)
                 reject = gr.Button("Reject", variant="stop", size="md", min_width=80)
             told = gr.HTML("", padding=False)
-            form = [self.name, reason, items, protocol, override]
+            form = [self.name, reason, items, protocol, override, self.waits]
             for button, decision in ((approve, "approve"), (save, "edit"), (reject, "reject")):
                 self._answer(button, decision, waiting, thread, form, told)
 
@@ -180,8 +184,9 @@ class Workbench(Shown):
         self, button: gr.Button, decision: Any, waiting: Waiting, thread: str, form: list[Any], told: gr.HTML
     ) -> None:
         def answer(
-            by: str, reason: str, items: list[str], protocol: str | None, override: str, request: gr.Request
-        ) -> Updates:
+            by: str, reason: str, items: list[str], protocol: str | None, override: str,
+            waits: list[dict[str, Any]], request: gr.Request,
+        ) -> Updates:  # fmt: skip
             try:
                 made = approval_panel.made_answer(
                     waiting, decision, by, reason, items or (), protocol or "", override or ""
@@ -193,7 +198,8 @@ class Workbench(Shown):
                 conversation.start(lambda chat, stop: chat.answer(made, stop), words)
             except MewmError as exc:
                 return {told: problem(str(exc))}
-            return {told: "", self.waits: []}
+            others = [data for data in waits if data["interrupt_id"] != waiting.interrupt_id]
+            return {told: "", self.waits: others}
 
         done = button.click(answer, form, [told, self.waits], show_progress="hidden")
         done.then(self._follow, [self.thread, self.plans, self.watch], self._outputs(), show_progress="hidden")
@@ -314,7 +320,7 @@ class Workbench(Shown):
             conversation.start(begin, typed)
         except MewmError as exc:
             return {self.chat_problem: problem(str(exc))}
-        return {self.words: "", self.chat_problem: "", self.waits: []}
+        return {self.words: "", self.chat_problem: ""}
 
     def _stop(self, thread: str, request: gr.Request) -> Any:
         self._open(request, thread).stop.set()

@@ -9,9 +9,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from evals.model_card.dynamics import (
+    add_risks,
     measure_agents,
+    measure_effects,
     measure_outside,
-    measure_protocols,
     measure_spread,
     summarise_dynamics,
 )
@@ -22,7 +23,6 @@ from evals.model_card.survival import measure_survival, summarise_risk, summaris
 from evals.model_card.tissue import measure_segmentation, measure_tumour_free, summarise_segmentation
 from evals.simulators import WorldModelSimulator
 from models.engine import Engine
-from models.formulary import Formulary
 from models.phantom.response import respond
 
 Row = dict[str, Any]
@@ -55,20 +55,22 @@ def measure_patient(seed: int, engine: Engine, sizes: Sizes) -> Row:
     """Everything that is measured on the patients of the card but survival."""
     scene = Scene.of(seed, engine)
     simulator = WorldModelSimulator(engine, steps=sizes.steps)
-    rows, true, simulated = measure_protocols(scene, simulator, sizes.protocols, sizes.replicas)
-    again = scene.truth(respond(scene.patient, Formulary.load("all").parse(rows[0]["protocol"])), TRUE_SCAN + 1)
+    effects = measure_effects(scene, simulator, sizes.protocols, sizes.replicas)
+    read = add_risks(scene, effects)
+    true, simulated = effects.true[0], effects.simulated[0]
+    again = scene.truth(respond(scene.patient, effects.protocols[0]), TRUE_SCAN + 1)
     return {
         "seed": seed,
         "tumour_ml": scene.tumour_ml,
         "lesions": scene.prepared.lesions.count,
-        "protocols": rows,
+        "protocols": effects.rows,
         "agents": measure_agents(scene, simulator),
-        "true_spread": measure_spread(scene, [row["protocol"] for row in rows]),
-        "outside_hu": measure_outside(scene, simulator, rows[0]["protocol"]),
-        "realism": compare(scene, simulated[0].hu, true[0].hu),
-        "realism_reference": compare(scene, again.hu, true[0].hu),
-        "segmentation": measure_segmentation(scene, true[0], simulated[0]),
-        "autoencoder": measure_autoencoder(scene, true[0]),
+        "true_spread": measure_spread(scene, effects.protocols),
+        "outside_hu": measure_outside(scene, simulator, effects.protocols[0]),
+        "realism": compare(scene, simulated.hu, true.hu),
+        "realism_reference": compare(scene, again.hu, true.hu),
+        "segmentation": measure_segmentation(scene, true, read[0], simulated),
+        "autoencoder": measure_autoencoder(scene, true),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -69,37 +69,57 @@ def agent_pairs(seed: int) -> tuple[Protocol, list[tuple[str, Protocol, bool]]]:
     return base, pairs
 
 
-def measure_protocols(
-    scene: Scene, simulator: Simulator, count: int, replicas: int
-) -> tuple[list[Row], list[FollowUp], list[FollowUp]]:
-    """Simulates random protocols and sets them beside the truth.
+class Effects(NamedTuple):
+    """Random protocols of one patient, simulated and true.
 
-    Returns:
-        One row per protocol, the true follow-ups, and the first replica of the simulated ones.
+    Attributes:
+        protocols: The P protocols.
+        true: Their true follow-ups.
+        simulated: P times R simulated ones, the replicas of a protocol together.
+        rows: One per protocol, for the patient's file.
     """
+
+    protocols: list[Protocol]
+    true: list[FollowUp]
+    simulated: list[FollowUp]
+    rows: list[Row]
+
+
+def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: int) -> Effects:
+    """Simulates random protocols and sets what they do to the tumour beside the truth."""
     wanted = wanted_protocols(scene.patient.seed, count)
     jobs = [(protocol, seed) for protocol in wanted for seed in range(replicas)]
     simulated = scene.follow_ups(simulator.scans(scene.prepared, jobs))
-    simulated_risk = scene.risks(simulated, [protocol for protocol, _ in jobs])
-    responses = [respond(scene.patient, protocol) for protocol in wanted]
-    true = [scene.truth(response) for response in responses]
-    # the networks on the true scan, as if the simulation were perfect
-    read = scene.follow_ups([one.hu for one in true])
-    read_risk = scene.risks(read, wanted)
-    rows: list[Row] = []
-    for index, (protocol, response) in enumerate(zip(wanted, responses, strict=True)):
-        own = slice(index * replicas, (index + 1) * replicas)
-        rows.append(
-            {
-                "protocol": protocol.key,
-                "true": scene.measures(true[index])._asdict(),
-                "simulated": [scene.measures(one)._asdict() for one in simulated[own]],
-                "true_risk": response.log_hazard,
-                "risk_on_simulated": simulated_risk[own],
-                "risk_on_true": read_risk[index],
-            }
-        )
-    return rows, true, simulated[::replicas]
+    true = [scene.truth(respond(scene.patient, protocol)) for protocol in wanted]
+    rows: list[Row] = [
+        {
+            "protocol": protocol.key,
+            "true": scene.measures(true[index])._asdict(),
+            "simulated": [
+                scene.measures(one)._asdict() for one in simulated[index * replicas : (index + 1) * replicas]
+            ],
+        }
+        for index, protocol in enumerate(wanted)
+    ]
+    return Effects(wanted, true, simulated, rows)
+
+
+def add_risks(scene: Scene, effects: Effects) -> list[FollowUp]:
+    """Adds to each row the true risk, and the networks' on the simulated and on the true scans.
+
+    Returns:
+        The true scans as the networks read them, as if the simulation were perfect.
+    """
+    replicas = len(effects.simulated) // len(effects.protocols)
+    jobs = [protocol for protocol in effects.protocols for _ in range(replicas)]
+    simulated = scene.risks(effects.simulated, jobs)
+    read = scene.follow_ups([one.hu for one in effects.true])
+    on_true = scene.risks(read, effects.protocols)
+    for index, (row, protocol) in enumerate(zip(effects.rows, effects.protocols, strict=True)):
+        row["true_risk"] = respond(scene.patient, protocol).log_hazard
+        row["risk_on_simulated"] = simulated[index * replicas : (index + 1) * replicas]
+        row["risk_on_true"] = on_true[index]
+    return read
 
 
 def measure_agents(scene: Scene, simulator: Simulator) -> list[Row]:
@@ -120,12 +140,11 @@ def measure_agents(scene: Scene, simulator: Simulator) -> list[Row]:
     return rows
 
 
-def measure_spread(scene: Scene, protocols: Sequence[str]) -> Row:
+def measure_spread(scene: Scene, protocols: Sequence[Protocol]) -> Row:
     """Variance of the true outcome over what neither image nor record shows: of the viable share and the log hazard."""
     alike = [redraw_hidden(scene.patient, index) for index in range(HIDDEN_DRAWS)]
     viable, hazard = [], []
-    for key in protocols:
-        protocol = Formulary.load("all").parse(key)
+    for protocol in protocols:
         drawn = [respond(one, protocol) for one in alike]
         viable.append(float(np.var([one.viable_ml / scene.patient.tumour_ml for one in drawn], ddof=1)))
         hazard.append(float(np.var([one.log_hazard for one in drawn], ddof=1)))
@@ -154,10 +173,9 @@ def redraw_hidden(patient: Patient, index: int) -> Patient:
     )
 
 
-def measure_outside(scene: Scene, simulator: Simulator, protocol: str) -> int:
+def measure_outside(scene: Scene, simulator: Simulator, protocol: Protocol) -> int:
     """Largest difference in HU, in the full CT, beyond the feathered mask: must be 0 after pasting back."""
-    job = (Formulary.load("all").parse(protocol), 0)
-    ((_, difference),) = simulator.differences(scene.prepared, [job])
+    ((_, difference),) = simulator.differences(scene.prepared, [(protocol, 0)])
     lesions, window = scene.prepared.lesions, scene.engine.model.preset.hu_window
     after = paste(
         scene.volume, lesions.index > 0, scene.prepared.patches, list(difference), lesions=lesions, window=window

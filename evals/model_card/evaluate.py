@@ -13,8 +13,10 @@ from typing import Any
 from evals.model_card.blocks import BLOCKS, Row, Sizes, seeds_of, summarise
 from evals.model_card.collect import Measure, collect, folder_of
 from evals.model_card.render_card import render_card
+from evals.model_card.scene import BATCH
 from evals.model_card.targets import judge, targets
 from models.engine import Device, Engine
+from models.errors import InputError
 from models.phantom.version import parameters, phantom_hash
 from models.weights import DEFAULT_WEIGHTS, read_manifest
 
@@ -35,7 +37,7 @@ class BuildMeasure:
 
     def __call__(self) -> Measure:
         """The measure of one patient of the block."""
-        engine = Engine(self.device, self.weights)
+        engine = Engine(self.device, self.weights, batch=BATCH)
         return partial(_measure_with, self.block, engine, self.sizes)
 
 
@@ -74,10 +76,12 @@ def evaluate_models(
 
     Raises:
         WeightsError: weights missing or damaged.
+        InputError: a result in `extra` is of other weights or of another phantom.
         RunError: `work` can't be written.
     """
     manifest = read_manifest(weights)
-    engine = Engine(device, weights)
+    engine = Engine(device, weights, batch=BATCH)
+    _check_extra(extra or {}, engine)
     conditions = {
         "format": FORMAT, "weights": engine.weights_hash, "phantom": phantom_hash(), "device": engine.device,
         "precision": engine.precision, "batch": engine.batch,
@@ -108,6 +112,17 @@ def evaluate_models(
     if out is not None:
         write_card(card, out)
     return card
+
+
+def _check_extra(extra: Mapping[str, Any], engine: Engine) -> None:
+    for group, content in extra.items():
+        made_on = {"weights": engine.weights_hash, "phantom": phantom_hash()}
+        for name, wanted in made_on.items():
+            if content.get(name, wanted) != wanted:
+                raise InputError(
+                    f"The {group} result was measured with {name} {content[name]}, but the card is about {wanted}; run "
+                    f"its command again, or leave --{group} out."
+                )
 
 
 def write_card(card: Mapping[str, Any], out: Path) -> None:

@@ -9,6 +9,7 @@ may be kept with the data's citation.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -21,6 +22,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
+from evals.model_card.collect import folder_of, write_json
 from evals.model_card.render_card import number
 from models.clinical_record import ClinicalRecord
 from models.dicom import find_series
@@ -42,6 +44,10 @@ OIL_ML, OIL_MARGIN_ML = (61.0, 73.0), 10.0
 """Lipiodol above 200 HU in the mass as measured by hand on this follow-up, and how near a registration has to come."""
 WANTED = {"mass_dice": 0.80, "liver_dice": 0.60}
 SEEDS = tuple(range(4))
+BATCH = 4
+"""Of the engine: one simulation per seed of a mass that fits one patch, and no batch is filled up with copies."""
+FORMAT = 1
+"""Of the kept figures: raise it when what is measured changes."""
 BIN_HU = 25.0
 RANGE_HU = (-150.0, 600.0)
 CITATION = (
@@ -70,9 +76,7 @@ def load_pair(data: Path, work: Path) -> RealPair:
     Raises:
         InputError: the data is not there.
     """
-    scans, marks = data / SCANS, data / MARKS
-    if absent := [str(path) for path in (scans, marks) if not path.exists()]:
-        raise InputError(f"The real data is not in {data}: {', '.join(absent)} missing; give its folder.")
+    scans, marks = _inputs(data)
     found_series = find_series(scans).series
     before = read_series(found_series[0])
     labels = read_labels(marks, before)
@@ -89,22 +93,56 @@ def load_pair(data: Path, work: Path) -> RealPair:
     return RealPair(before, read_nifti(kept), labels, report)
 
 
+def _inputs(data: Path) -> tuple[Path, Path]:
+    scans, marks = data / SCANS, data / MARKS
+    if absent := [str(path) for path in (scans, marks) if not path.exists()]:
+        raise InputError(f"The real data is not in {data}: {', '.join(absent)} missing; give its folder.")
+    return scans, marks
+
+
+def _conditions(data: Path, engine: Engine) -> dict[str, Any]:
+    """What the figures depend on; the input files by name and size, since reading them takes as long as they are."""
+    scans, marks = _inputs(data)
+    files_read = [marks, *sorted(path for path in scans.rglob("*") if path.is_file())]
+    return {
+        "format": FORMAT, "weights": engine.weights_hash, "device": engine.device, "precision": engine.precision,
+        "batch": engine.batch, "steps": engine.steps,
+        "inputs": [[path.relative_to(data).as_posix(), path.stat().st_size] for path in files_read],
+    }  # fmt: skip
+
+
 def measure_real_patient(
     data: Path, work: Path, weights: Path, device: Device = "auto", pictures: Path | None = None
 ) -> dict[str, Any]:
-    """All development figures of HCC_009.
+    """All development figures of HCC_009. They are kept: the same weights on the same files are measured once.
 
     Args:
         data: The folder of the real data.
-        work: For the registered follow-up.
+        work: For the registered follow-up and the figures.
         weights: Folder of the bundle.
         device: Where the networks run.
         pictures: Draws the pair and histograms there; they show a real scan and are not for the repository.
 
     Raises:
         InputError: the data is not there.
+        RunError: `work` can't be written.
     """
-    pair, engine = load_pair(data, work), Engine(device, weights)
+    engine = Engine(device, weights, batch=BATCH)
+    kept = folder_of(work, _conditions(data, engine)) / "figures.json"
+    if not kept.exists():
+        write_json(kept, _measure(engine, load_pair(data, work)))
+    result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    result["words"] = words(result)
+    result["markdown"] = _template().render(real=result).strip() + "\n"
+    if pictures is not None:
+        from evals.model_card.pictures import draw_real_patient
+
+        pair = load_pair(data, work)
+        draw_real_patient(pictures, pair, simulate_given(engine, pair, SEEDS[:1])[SEEDS[0]], result)
+    return result
+
+
+def _measure(engine: Engine, pair: RealPair) -> dict[str, Any]:
     mass = pair.labels == MASS
     voxel = pair.before.voxel_ml
     found = engine.segment_volume(pair.before)
@@ -116,7 +154,7 @@ def measure_real_patient(
         **{f"simulated_{seed}": scan.data[mass] for seed, scan in simulated.items()},
     }  # fmt: skip
     first = scans[f"simulated_{SEEDS[0]}"]
-    result: dict[str, Any] = {
+    return {
         "patient": "HCC_009",
         "citation": CITATION,
         "protocol": GIVEN.key,
@@ -148,19 +186,12 @@ def measure_real_patient(
         "oil_place": oil_place(pair, simulated[SEEDS[0]], mass),
         "tissue": simulated_tissue(engine, pair),
     }  # fmt: skip
-    result["words"] = words(result)
-    result["markdown"] = _template().render(real=result).strip() + "\n"
-    if pictures is not None:
-        from evals.model_card.pictures import draw_real_patient
-
-        draw_real_patient(pictures, pair, simulated[SEEDS[0]], result)
-    return result
 
 
-def simulate_given(engine: Engine, pair: RealPair) -> dict[int, Volume]:
+def simulate_given(engine: Engine, pair: RealPair, seeds: Sequence[int] = SEEDS) -> dict[int, Volume]:
     """The full CT after the protocol really given, per seed."""
     prepared = engine.prepare(pair.before, pair.labels, RECORD)
-    jobs = [(GIVEN, seed) for seed in SEEDS]
+    jobs = [(GIVEN, seed) for seed in seeds]
     changes = dict(engine.simulate_differences(prepared, jobs))
     window = engine.model.preset.hu_window
     inside = prepared.lesions.index > 0
@@ -168,7 +199,7 @@ def simulate_given(engine: Engine, pair: RealPair) -> dict[int, Volume]:
         seed: paste(
             pair.before, inside, prepared.patches, list(changes[index]), lesions=prepared.lesions, window=window
         )
-        for index, seed in enumerate(SEEDS)
+        for index, seed in enumerate(seeds)
     }  # fmt: skip
 
 
@@ -205,18 +236,21 @@ def describe_hu(values: npt.NDArray[np.generic]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def oil_place(pair: RealPair, simulated: Volume, mass: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Where the oil lies and in how many clumps: relative depth in the mass (0 border, 1 deepest), parts above 1 ml."""
+def oil_place(pair: RealPair, simulated: Volume, mass: npt.NDArray[np.bool_]) -> dict[str, float | None]:
+    """Where the oil lies and in how many clumps: relative depth in the mass (0 border, 1 deepest), parts above 1 ml.
+
+    Where there is no oil, depth and brightness are None.
+    """
     depth = ndimage.distance_transform_edt(mass, sampling=pair.before.spacing_mm)
     depth = depth / max(float(depth.max()), 1e-6)
-    out = {}
+    out: dict[str, float | None] = {}
     for name, scan in (("real", pair.after), ("simulated", simulated)):
         oil = mass & (scan.data > criteria().oil_hu)
         parts, _ = ndimage.label(oil, structure=np.ones((3, 3, 3), bool))
         sizes = np.bincount(parts.ravel())[1:] * pair.before.voxel_ml
-        out[f"{name}_depth"] = float(depth[oil].mean()) if oil.any() else float("nan")
+        out[f"{name}_depth"] = float(depth[oil].mean()) if oil.any() else None
         out[f"{name}_clumps"] = float((sizes >= 1.0).sum())
-        out[f"{name}_top_hu"] = float(np.quantile(scan.data[oil], 0.95)) if oil.any() else float("nan")
+        out[f"{name}_top_hu"] = float(np.quantile(scan.data[oil], 0.95)) if oil.any() else None
     return out
 
 
@@ -241,7 +275,7 @@ def words(result: dict[str, Any]) -> list[str]:
     mine, real = one["p75"] - one["p25"], other["p75"] - other["p25"]
     if mine < 0.7 * real:
         out.append(f"The simulated mass is too even: its middle half spans {mine:.0f} HU, the real one {real:.0f}.")
-    if np.isfinite(place["simulated_depth"]) and np.isfinite(place["real_depth"]):
+    if place["simulated_depth"] is not None and place["real_depth"] is not None:
         gap = place["simulated_depth"] - place["real_depth"]
         where = (
             "as deep as" if abs(gap) < 0.1 else "nearer to the middle than" if gap > 0 else "nearer to the border than"
@@ -251,7 +285,7 @@ def words(result: dict[str, Any]) -> list[str]:
             f"{place['real_depth']:.2f}), in {place['simulated_clumps']:.0f} clumps above 1 ml against "
             f"{place['real_clumps']:.0f}."
         )
-    if place["real_top_hu"] > RANGE_HU[1]:
+    if place["real_top_hu"] is not None and place["real_top_hu"] > RANGE_HU[1]:
         out.append(
             f"Real oil reaches {place['real_top_hu']:.0f} HU (95 % quantile); the networks see at most "
             f"{RANGE_HU[1]:.0f} HU, so that its brightness can't be right above that."

@@ -25,6 +25,9 @@ from models.volume import Volume
 from tools.segment import tissue_ml
 from tools.workspace import LIVER_LABELS
 
+BATCH = 2
+"""Of the engine that measures. Most of its calls are for a cube or two, and an engine fills every batch up: with the
+planner's 8 a patient costs two to four times as much on a CPU."""
 TRUE_SCAN = 1
 """Seed of the follow-up scan. The same for every protocol of a patient, so that true scans differ by the protocol."""
 
@@ -102,6 +105,12 @@ class Scene:
         """The abdomen without tumours on each patch: half of a rendering, and the same for every protocol."""
         grids = [Grid.from_affine(patch.affine, (patch.size,) * 3) for patch in self.prepared.patches]
         return [render_anatomy(self.patient, grid) for grid in grids]
+
+    def tissue_before(self) -> npt.NDArray[np.uint8]:
+        """The phantom's tissue classes before treatment on the first patch, (1, S, S, S)."""
+        patch = self.prepared.patches[0]
+        scan = render(self.patient, patch.affine, (patch.size,) * 3, anatomy=self._anatomies[0])
+        return scan.tissue[None]
 
     def near(self, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Tissue classes within 5 mm of the original tumour, 0 elsewhere."""

@@ -68,8 +68,9 @@ def targets() -> Targets:
 def judge(card: Mapping[str, Any], wanted: Targets | None = None) -> list[dict[str, Any]]:
     """Every target with ``met``, ``missed``, ``too few`` or ``not measured``.
 
-    A target over several figures counts the worst of them. ``too few`` means that the value is fine but stands on fewer
-    patients than asked for, as in a quick run. `sure` says that the whole 95 % interval is inside the bounds.
+    A target over several figures counts the worst of them, and is not met while one of them has no value. ``too few``
+    means that the value is fine but stands on fewer patients than asked for, as in a quick run. `sure` says that the
+    whole 95 % interval is inside the bounds.
 
     Args:
         card: The figures.
@@ -80,20 +81,24 @@ def judge(card: Mapping[str, Any], wanted: Targets | None = None) -> list[dict[s
 
 def _judge(target: Target, card: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"id": target.id, "text": target.text, "wanted": target.wanted, "prototype": target.prototype}
-    found = {path: one for path, one in look_up(card, target.figure).items() if one["value"] is not None}
+    wanted = look_up(card, target.figure)
+    found = {path: one for path, one in wanted.items() if one["value"] is not None}
+    absent = sorted(wanted.keys() - found.keys())
+    row["figures_unmeasured"] = absent
     if not found:
         return {**row, "verdict": "not measured", "value": None, "of": None, "miss": None, "sure": None, "n": 0}
     worst = max(found, key=lambda path: (abs(target.miss(found[path]["value"])), _margin(target, found[path]["value"])))
     one = found[worst]
     missing = [path for path, other in found.items() if target.miss(other["value"]) != 0.0]
     n = min(other["n"] for other in found.values())
-    verdict = "missed" if missing else "too few" if target.least_n is not None and n < target.least_n else "met"
+    few = target.least_n is not None and n < target.least_n
+    verdict = "missed" if missing else "not measured" if absent else "too few" if few else "met"
     bounds = [other[end] for other in found.values() for end in ("low", "high")]
-    sure = None if any(end is None for end in bounds) else all(target.miss(end) == 0.0 for end in bounds)
-    several = len(found) > 1
+    sure = None if absent or any(end is None for end in bounds) else all(target.miss(end) == 0.0 for end in bounds)
+    several = len(wanted) > 1
     return {
         **row, "verdict": verdict, "value": one["value"], "low": one["low"], "high": one["high"], "n": n,
-        "miss": target.miss(one["value"]), "sure": sure, "of": worst if several else None, "figures": len(found),
+        "miss": target.miss(one["value"]), "sure": sure, "of": worst if several else None, "figures": len(wanted),
         "figures_missed": sorted(missing) if several else [],
     }  # fmt: skip
 

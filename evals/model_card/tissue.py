@@ -75,31 +75,25 @@ def score_classes(scene: Scene, found: npt.NDArray[np.uint8], true: npt.NDArray[
     return out
 
 
-def measure_segmentation(scene: Scene, true: FollowUp, simulated: FollowUp) -> dict[str, Any]:
+def measure_segmentation(scene: Scene, true: FollowUp, read: FollowUp, simulated: FollowUp) -> dict[str, Any]:
     """Scores before treatment (no mask given), on the true and on a simulated follow-up; errors of size.
 
     Args:
         scene: The patient.
         true: The true follow-up of a protocol.
+        read: The same scan with the tissue that was found in it.
         simulated: A simulated one of the same protocol, with the tissue that was found in it.
     """
     engine, prepared = scene.engine, scene.prepared
     before = np.rint(prepared.pre).astype(np.int16)
     hidden = np.zeros(before.shape, bool)
-    pre_true = np.stack(
-        [
-            render(scene.patient, patch.affine, (patch.size,) * 3).tissue
-            for patch in prepared.patches[:1]
-        ]
-    )  # fmt: skip
     pre_found = engine.segment(before[:1], before[:1], hidden[:1])
-    post_found = scene.follow_ups([true.hu])[0]
     views = {
-        "pre": score_classes(scene, pre_found, pre_true),
-        "post": score_classes(scene, post_found.all_tissue, true.all_tissue),
+        "pre": score_classes(scene, pre_found, scene.tissue_before()),
+        "post": score_classes(scene, read.all_tissue, true.all_tissue),
         "simulated_post": score_classes(scene, simulated.all_tissue, true.all_tissue),
     }
-    states = {name: lesion_states(prepared, scan.tissue) for name, scan in (("true", true), ("found", post_found))}
+    states = {name: lesion_states(prepared, scan.tissue) for name, scan in (("true", true), ("found", read))}
     sizes = {
         "viable_ml": [sum(state.viable_ml for state in states[side]) for side in ("found", "true")],
         "viable_mm": [sum(state.viable_mm for state in states[side]) for side in ("found", "true")],

@@ -121,6 +121,7 @@ def _cost(board: Board, quality: str) -> str:
     points = []
     for line in board.lines:
         figure, effort_ = line.figures.get(quality), line.figures.get(name)
-        if figure is not None and not (effort_ is None and (line.lead or line.who.startswith("run"))):
+        asked = line.who in ("own", "fallback", "alone") or line.who.startswith("run")
+        if figure is not None and not (effort_ is None and asked):
             points.append((line.label, effort_.mean if effort_ else 0.0, figure.mean * factor, line.lead))
     return scatter_svg(points, axis, label)

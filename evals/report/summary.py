@@ -356,12 +356,15 @@ def _items(run: EvalRun, variant: str, formulary: Formulary) -> tuple[ItemRow, .
 
 def _by_node(run: EvalRun) -> dict[str, NodeUse]:
     names = dict.fromkeys(node for row in run.rows for node in row.usage.by_node)
-    empty = NodeUse()
+    empty = NodeUse(cost_usd=0.0)
 
-    def mean_of(node: str, field: str) -> float:
-        return math.fsum(getattr(row.usage.by_node.get(node, empty), field) for row in run.rows) / len(run.rows)
+    def mean_of(node: str, field: str) -> float | None:
+        values = [getattr(row.usage.by_node.get(node, empty), field) for row in run.rows]
+        return None if None in values else math.fsum(values) / len(values)
 
-    return {node: NodeUse(**{field: mean_of(node, field) for field in NodeUse.model_fields}) for node in names}
+    return {
+        node: NodeUse.model_validate({field: mean_of(node, field) for field in NodeUse.model_fields}) for node in names
+    }
 
 
 def _case_lines(run: EvalRun) -> list[CaseLine]:
@@ -380,7 +383,7 @@ def _case_lines(run: EvalRun) -> list[CaseLine]:
                 gold={name: gold.key for name, gold in row.gold.items()},
                 best=None if row.best is None else row.best.key,
                 f1={name: score.f1 for name, score in own.scores.items()},
-                regret=metric_value(row, own, "regret", run.variants[0], own=True),
+                regret=metric_value(row, own, "regret", run.variants[0], "own"),
                 reachable={name: found.reachable for name, found in row.reachable.items()},
                 broken=own.violations.blocking if own.violations is not None else (),
                 gold_recall=None if row.space is None else dict(row.space.gold_recall),

@@ -172,7 +172,8 @@ def effort(summary: Summary) -> Table:
     rows = [Row(("one case", *(shown(own.figures.get(name), name) for name in EFFORT)), "own")]
     for node, use in summary.by_node.items():
         tokens = use.input_tokens + use.output_tokens
-        cells = (f"{use.requests:.1f}", f"{tokens:.0f}", "", f"{use.tool_calls:.1f}", f"{use.simulations:.1f}",
+        cost = "" if use.cost_usd is None else f"{use.cost_usd:.4f}"
+        cells = (f"{use.requests:.1f}", f"{tokens:.0f}", cost, f"{use.tool_calls:.1f}", f"{use.simulations:.1f}",
                  f"{use.seconds:.1f}")  # fmt: skip
         rows.append(Row((f"of it {node}", *cells)))
     return Table(

@@ -3,7 +3,7 @@
 Training only. From the level of the effect, 1 (none seen) to 4 (the tumour disappears), the tumour's mask is shrunk
 by morphology, blurred, and the tumour before treatment fades towards the liver around it by what the mask has lost. The
 higher the level, the less of the tumour is left to see. The paper's own code never did it (the product of image and
-mask cancelled out); kernel and blur follow its order of magnitude, in millimetres.
+mask cancelled out); here kernel and blur go with the tumour's size, and the figures are the project's own.
 """
 
 from __future__ import annotations
@@ -15,18 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS: Final = (1, 2, 3, 4)
-WORDS: Final = {"disappear": 4, "occlu": 3, "reduced": 2}  # the paper's words in a report, strongest first
 _EROSION: Final = {1: 0.0, 2: 0.04, 3: 0.10, 4: 0.22}  # of the tumour's size (cube root of its volume)
 _BLUR: Final = {1: 0.02, 2: 0.05, 3: 0.08, 4: 0.12}
 _STRENGTH: Final = {1: 0.10, 2: 0.35, 3: 0.65, 4: 0.95}  # how far the lost part fades
 _KEEPS: Final = {1: 1.00, 2: 0.85, 3: 0.60, 4: 0.25}  # what is left at most in the middle
 _DEAD: Final = (0.15, 0.45, 0.80)  # dead share of the tumour that separates the levels
-
-
-def level_of_text(text: str) -> int:
-    """Level of a report's words; 1 where none of them occurs. The strongest word counts."""
-    lowered = text.lower()
-    return max((level for word, level in WORDS.items() if word in lowered), default=1)
 
 
 def level_of_share(dead: float) -> int:
@@ -42,7 +35,8 @@ def attenuated_mask(mask: Tensor, level: int) -> Tensor:
         level: 1 to 4.
 
     Returns:
-        (S, S, S) in [0, 1], never above the mask's own blur and monotone in the level.
+        (S, S, S) in [0, 1], 0 outside the mask; its sum falls with every level (a single voxel may rise a little where
+        the wider blur of a higher level reaches, but `attenuate` fades every voxel more).
 
     Raises:
         ValueError: no such level.

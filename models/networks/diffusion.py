@@ -4,7 +4,7 @@ Both see time as t in [0, 1], 0 noise and 1 the latent, so that network, losses 
 
 - `Flow`: z_t = (1 - t) noise + t z, the network gives the velocity z - noise, sampling takes Euler steps. It is MONAI's
   `RFlowScheduler` with the time turned round.
-- `NoisePrediction`, equation (2) of the paper: z_t = sqrt(a_t) z + sqrt(1 - a_t) noise over 200 steps of a cosine
+- `NoisePrediction`, the paper's: z_t = sqrt(a_t) z + sqrt(1 - a_t) noise over 200 steps of a cosine
   schedule, the network gives the noise; sampling by DDPM or DDIM, all three by MONAI's schedulers.
 """
 
@@ -87,7 +87,7 @@ class Flow:
 
 
 class NoisePrediction:
-    """Equation (2) of the paper. Time t is 1 - step / steps of the schedule."""
+    """The paper's path: the network gives the noise. Time t is 1 - step / steps of the schedule."""
 
     def __init__(self, timesteps: int, sampler: str) -> None:
         """Args: timesteps: of the schedule. sampler: "ddpm" or "ddim"."""
@@ -129,21 +129,38 @@ class NoisePrediction:
         its place in the batch nor on its neighbours, and protocols that share the noise share all of it.
         """
         ddpm = self.sampler == "ddpm"
+        first = int(self._index(torch.tensor(start)))  # where `blend` noises a latent to
+        if start > 0 and not ddpm:
+            return self._finish(network, noise.float(), steps, first)
         self.schedule.set_timesteps(self.timesteps if ddpm else min(steps, self.timesteps))
         z = noise.float()
         draws = [
             torch.Generator(z.device).manual_seed(int(one.flatten()[:1].view(torch.int32)) & 0x7FFFFFFF) for one in z
         ]
         for index in self.schedule.timesteps.tolist():
-            t = 1.0 - index / self.timesteps
-            if t < start:
+            if index > first:
                 continue
+            t = 1.0 - index / self.timesteps
             predicted = network(z, torch.full((z.shape[0],), t, device=z.device))
             z = torch.cat([
                 self.schedule.step(predicted[i : i + 1], index, z[i : i + 1], generator=draw)[0]
                 for i, draw in enumerate(draws)
             ])  # fmt: skip
         return z
+
+    def _finish(self, network: Network, z: Tensor, steps: int, first: int) -> Tensor:
+        """DDIM without noise (Song et al. 2021, equation 12) from a level of the schedule on, in even steps.
+
+        MONAI's scheduler can only spread its steps over the whole schedule.
+        """
+        count = min(steps, first + 1)
+        clean = predicted = z
+        for step in range(count):
+            t = torch.full((z.shape[0],), 1.0 - (first - step * (first + 1) // count) / self.timesteps, device=z.device)
+            z_t = self.blend(clean, predicted, t) if step else z
+            predicted = network(z_t, t)
+            clean = self.estimate(z_t, predicted, t)
+        return clean
 
 
 def diffusion_of(preset: DenoiserPreset) -> Flow | NoisePrediction:

@@ -76,7 +76,7 @@ class SurvivalPreset(_Part):
 
 
 class TrainingPreset(_Part):
-    """How one network is trained. `minutes` bounds the wall-clock time and sets the learning-rate schedule.
+    """How one network is trained. `minutes` bounds the time in training steps, validation apart, and sets the schedule.
 
     `crop` is the edge of the random cubes (voxels) that an autoencoder or segmenter sees.
     """
@@ -183,4 +183,7 @@ def _change(settings: dict[str, Any], change: str) -> None:
         inner = inner.get(part) if isinstance(inner, dict) else None
     if not equals or not isinstance(inner, dict) or last not in inner:
         raise InputError(f"--set {change} names no setting of the preset; write KEY=VALUE as in its YAML file.")
-    inner[last] = yaml.safe_load(value)
+    try:
+        inner[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {change} has a value that is no YAML; write it as in the preset's file.") from error

@@ -351,7 +351,8 @@ def write_pool(
             raise
     texts = [json.loads(_block_file(out, rows.start).read_text(encoding="utf-8")) for rows in blocks]
     for name in _ARRAYS:
-        (out / f"{name}.npy.part").replace(out / f"{name}.npy")
+        if (part := out / f"{name}.npy.part").exists():  # else an earlier call was broken off after this one
+            part.replace(out / f"{name}.npy")
     meta = {
         "arguments": arguments,
         "arrays": sorted(_ARRAYS),
@@ -361,7 +362,9 @@ def write_pool(
         "given": [row for text in texts for row in text["given"]],
         "data_hash": content_hash(out),
     }
-    index.write_text(json.dumps(meta), encoding="utf-8")
+    temporary = index.with_suffix(".tmp")
+    temporary.write_text(json.dumps(meta), encoding="utf-8")
+    temporary.replace(index)
     shutil.rmtree(out / "blocks")
     (out / "pool.part.json").unlink()
 

@@ -119,7 +119,10 @@ class AutoencoderTask:
         return out
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Mean absolute error in HU: everywhere, in the tumour, in oil; bias in oil (negative: too dark)."""
+        """Mean absolute error in HU: everywhere, in the tumour (`coded`: through the codes), in oil; bias in oil.
+
+        Decoded from the continuous latent but for `coded`; a negative bias is too dark.
+        """
         assert isinstance(network, Autoencoder)
         scale = (self.preset.hu_window[1] - self.preset.hu_window[0]) / 2.0
         sums = {"all": [0.0, 0.0], "tumour": [0.0, 0.0], "oil": [0.0, 0.0], "oil_bias": [0.0, 0.0], "coded": [0.0, 0.0]}

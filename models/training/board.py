@@ -15,8 +15,13 @@ FOLDER = "tensorboard"
 class Board:
     """Writes scalars and pictures of one run; silent where TensorBoard is not installed."""
 
-    def __init__(self, run: Path | None) -> None:
-        """Args: run: folder of the run; the events go into its sub-folder `tensorboard`. None writes nothing."""
+    def __init__(self, run: Path | None, last_step: int = 0) -> None:
+        """Open the board.
+
+        Args:
+            run: folder of the run; the events go into its sub-folder `tensorboard`. None writes nothing.
+            last_step: of the checkpoint that is gone on from; what an earlier call wrote after it is taken back.
+        """
         self._writer: Any = None
         if run is None:
             return
@@ -24,7 +29,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError:
             return
-        self._writer = SummaryWriter(str(run / FOLDER))
+        self._writer = SummaryWriter(str(run / FOLDER), purge_step=last_step + 1)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write figures of a step."""

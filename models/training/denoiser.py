@@ -108,7 +108,7 @@ class DenoiserTask:
         )  # fmt: skip
         region = region_weights(mask)
         denoising = denoising_loss(predicted, target, region, self.options["outside_weight"])
-        # where the action is hidden both predictions are equal and the paired term is a constant without gradient
+        # also where the action is hidden: there the noisy latents alone tell the two protocols apart
         effect = paired_effect_loss(predicted, target, region)
         total = denoising + self.options["effect_weight"] * effect
         parts = {"denoising": float(denoising.detach()), "effect": float(effect.detach())}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from torch import nn
 
@@ -17,6 +19,10 @@ from models.networks.preset import Preset
 from models.training.loop import FINAL
 from models.training.survival import BASELINE
 from models.weights import PARTS, Manifest, Origin, PartName, SurvivalBaseline, build_network, save_world_model
+
+FREE = frozenset({"steps", "guidance", "sampler", "dropout"})
+"""Settings of a network that its weights do not depend on: how it is sampled, and what only training does."""
+COMMON = ("size", "spacing_mm", "hu_window")
 
 
 def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, str]:
@@ -28,6 +34,13 @@ def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, 
     path = run / name / FINAL
     try:
         content = path.read_bytes()
+        with safe_open(path, framework="pt") as file:
+            trained = _settings(name, json.JSONDecoder().raw_decode(file.metadata()["fingerprint"], len(name) + 1)[0])
+        asked = _settings(name, preset.model_dump(mode="json"))
+        if other := [f"{key}={trained[key]}" for key in trained.keys() & asked.keys() if trained[key] != asked[key]]:
+            raise WeightsError(
+                f"{path} was trained with {' and '.join(sorted(other))}: give the same preset and the same --set here."
+            )
         tensors = load_tensors(content)
         with torch.random.fork_rng(devices=[]):
             network = build_network(name, preset)
@@ -36,9 +49,18 @@ def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, 
         raise WeightsError(
             f"There is no trained {name} in {run}; run `mewm train {name} --out {run}` first."
         ) from error
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} is damaged or was trained with another preset than '{preset.name}'.") from error
     return network.requires_grad_(False).eval(), hashlib.sha256(content).hexdigest()[:12]
+
+
+def _settings(name: PartName, preset: dict[str, Any]) -> dict[str, Any]:
+    """What the weights of a network mean something with, by the key that `--set` takes.
+
+    A setting that only one of two presets has is no difference: presets gain settings, with the old way as default.
+    """
+    own = {f"{name}.{key}": value for key, value in preset[name].items() if key not in FREE}
+    return own | {key: preset[key] for key in COMMON}
 
 
 def load_trained_autoencoder(run: Path, preset: Preset) -> tuple[Autoencoder, str]:

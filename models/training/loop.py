@@ -164,8 +164,8 @@ def run_training(
         stop_after: leave (with a checkpoint) when this step is reached, as if interrupted.
 
     Raises:
-        RunError: `out` already holds a run and `resume` is off, the run there is another one, or the loss is not
-            finite.
+        RunError: `out` already holds a run and `resume` is off, the run there is another one or lacks its checkpoint,
+            or the loss is not finite.
     """
     pace = cadence or Cadence()
     me = Processes.join()
@@ -175,12 +175,16 @@ def run_training(
         raise RunError(f"The training folder {out} can't be written: {error.strerror}.") from error
     if (out / CHECKPOINT).exists() and not resume:
         raise RunError(f"{out} already holds a training run; pass --resume to continue it or choose another --out.")
+    if (out / FINAL).exists() and not (out / CHECKPOINT).exists():
+        raise RunError(f"{out} holds a trained network without its checkpoint; remove it or choose another --out.")
     run = _Run(task, preset, out, seed, fingerprint, mixed_precision, me)
     if resume and (out / CHECKPOINT).exists():
         run.restore()
     elif me.first:
-        (out / METRICS).unlink(missing_ok=True)
+        for name in (METRICS, BEST):
+            (out / name).unlink(missing_ok=True)
     me.wait()
+    run.board = Board(out if me.first else None, run.step)
     run.next_validation = run.next_validation or pace.validate_every
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, refresh_per_second=2, disable=not me.first) as bar:
@@ -232,7 +236,7 @@ class _Run:
         self.optimiser = _adam(self.network, preset.learning_rate, preset.weight_decay)
         self.opponent = task if isinstance(task, Adversarial) else None
         self.foe = _adam(self.opponent.adversary, preset.learning_rate, 0.0) if self.opponent else None
-        self.board = Board(out if me.first else None)
+        self.board = Board(None)  # opened once it is known from which step on
         self.step, self.spent, self.next_validation = 0, 0.0, 0.0
         self.best, self.waited = -math.inf, 0
         self.metrics: dict[str, float] = {}
@@ -299,7 +303,8 @@ class _Run:
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise RunError(
-                f"The loss in {self.out} is not finite at step {self.step}; lower the learning rate and resume."
+                f"The loss in {self.out} is not finite at step {self.step}; train with a lower learning rate in "
+                "another --out."
             )
         optimiser.step()
         return value

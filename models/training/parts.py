@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from models.weights import PartName
 
 
 def choose_device(name: str) -> str:
-    """The device to train on: "auto" is the first CUDA device where there is one.
+    """The device to train on: "auto" is CUDA where there is it. Of several processes each takes a GPU of its own.
 
     Raises:
         InputError: no such device.
@@ -32,7 +33,16 @@ def choose_device(name: str) -> str:
         raise InputError(f"The device must be auto, cpu or cuda, not '{name}'.")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("The device 'cuda' was asked for but torch sees no CUDA device: use --device cpu.")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+    if name == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())  # torchrun numbers them
+    return "cuda"
+
+
+def absent_for_simulations(name: PartName, out: Path) -> tuple[PartName, ...]:
+    """The networks without which this one sees true scans only, as far as they are not trained in `out`."""
+    needs: dict[PartName, tuple[PartName, ...]] = {"segmenter": ("denoiser",), "survival": ("denoiser", "segmenter")}
+    return tuple(part for part in needs.get(name, ()) if not (out / part / FINAL).exists())
 
 
 def train_part(
@@ -65,7 +75,8 @@ def train_part(
     if name == "denoiser":
         return train_denoiser(pool, preset, autoencoder, out / name, **common)
     denoiser, denoiser_id = None, "none"
-    if (out / "denoiser" / FINAL).exists():
+    absent = absent_for_simulations(name, out)
+    if "denoiser" not in absent:
         network, denoiser_id = load_trained("denoiser", out, preset)
         assert isinstance(network, Denoiser)
         denoiser = network.to(device)
@@ -74,7 +85,7 @@ def train_part(
             pool, preset, autoencoder, out / name, denoiser=denoiser, denoiser_id=denoiser_id, **common
         )
     simulator = None
-    if denoiser is not None and (out / "segmenter" / FINAL).exists():
+    if denoiser is not None and not absent:
         network, segmenter_id = load_trained("segmenter", out, preset)
         assert isinstance(network, Segmenter)
         simulator = Simulator(autoencoder, denoiser, network.to(device), f"{identity} {denoiser_id} {segmenter_id}")

@@ -32,10 +32,8 @@ from models.training.response import effect_slope, shares_of
 
 VALIDATION_PATIENTS = 16
 VALIDATION_PROTOCOLS = 4
-START, FINISHING_STEPS = (
-    (0.2, 0.7),
-    3,
-)  # time from which the denoiser finishes a noised true scan, and in how many steps
+START = (0.2, 0.7)  # range of the time from which the denoiser finishes a noised true scan
+FINISHING_STEPS = 3
 View = Literal["pre", "post", "decoded", "composite", "simulated", "context"]
 SCANS: tuple[View, ...] = ("pre", "post", "decoded", "composite")
 
@@ -212,7 +210,8 @@ class SegmenterTask:
 
         Returns:
             dice_CLASS_VIEW: pooled, per class and of the whole tumour, before treatment (`pre`; `alone` with the mask
-            hidden), on true scans after it (`post`), on what the engine shows (`composite`) and on simulated ones.
+            hidden), on true scans after it (`post`), on what the engine shows (`composite`) and on simulated ones
+            (`simulated`, drawn from noise alone with the true shares: the right amounts, in places of its own).
             viable_slope_VIEW, viable_r_VIEW: how much of the within-patient effect of the protocol on the viable
             share of the original tumour is found, see `effect_slope`.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ def simulate_pool(
     protocols = pool.post.shape[1]
     shape = (len(patients), protocols, *[preset.size] * 3)
     index = folder / "simulations.json"
-    told = f"{simulator.identity} {pool.data_hash} {shape} {int(patients.sum())}"
+    chosen = hashlib.sha256(json.dumps(patients.tolist()).encode()).hexdigest()[:12]
+    sampling = f"{preset.denoiser.sampler} {preset.denoiser.steps} steps, guidance {preset.denoiser.guidance}"
+    told = f"{simulator.identity} {pool.data_hash} {shape} {chosen} {sampling}"
     done = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +24,7 @@ from evals.baselines import (
 )
 from evals.datasets import load_dataset
 from evals.datasets.eval_case import SearchSpace
+from evals.datasets.hcc_tace_seg import gold_variants
 from evals.datasets.phantom import PhantomCase, draw_cases
 from evals.datasets.stored_case import StoredCase
 from evals.metrics import score_protocol
@@ -70,26 +72,31 @@ def gold_sets(path: Path, variant: str) -> dict[str, set[str]]:
     return out
 
 
-@pytest.mark.parametrize("variant", ["paper_style", "ctace_lipiodol", "raw"])
-def test_the_constant_on_the_real_table_by_an_independent_computation(real_data: Path, variant: str) -> None:
-    """Every subset tried against every gold, fold by fold, with plain sets."""
-    data = load_dataset("hcc-tace-seg", clinical=real_data / TABLE)
-    golds = gold_sets(real_data / TABLE, variant)
-    assert len(golds) == 57
+def constant_out_of_fold(golds: dict[str, set[str]], folds: Sequence[Sequence[str]]) -> float:
+    """Mean F1 of the best subset of the other folds, every one tried, with plain sets."""
     subsets = [set(s) for size in range(1, 6) for s in combinations(sorted(AGENTS), size)]
     scores = []
-    for fold in data.folds:
+    for fold in folds:
         train = [gold for name, gold in golds.items() if name not in fold]
         best = max(np.mean([f1(s, gold) for gold in train]) for s in subsets)
         winners = [s for s in subsets if np.mean([f1(s, gold) for gold in train]) == pytest.approx(best)]
         smallest = min(winners, key=len)  # of equally good answers the one with fewer agents
         assert [len(s) for s in winners].count(len(smallest)) == 1
         scores += [f1(smallest, golds[name]) for name in fold]
+    return float(np.mean(scores))
+
+
+@pytest.mark.parametrize("variant", ["paper_style", "ctace_lipiodol", "raw"])
+def test_the_constant_on_the_real_table_by_an_independent_computation(real_data: Path, variant: str) -> None:
+    """Every subset tried against every gold, fold by fold, with plain sets."""
+    data = load_dataset("hcc-tace-seg", clinical=real_data / TABLE)
+    golds = gold_sets(real_data / TABLE, variant)
+    assert len(golds) == 57
     constant = baselines_for(data, variant, names=["constant"]).ready["constant"]
     ours = [
         score_protocol(constant.propose(case), case.gold[variant], data.formulary).f1 for case in data.cases
     ]  # fmt: skip
-    assert np.mean(ours) == pytest.approx(np.mean(scores))
+    assert np.mean(ours) == pytest.approx(constant_out_of_fold(golds, data.folds))
 
 
 def test_a_constant_is_hard_to_beat_on_the_real_table(real_data: Path) -> None:
@@ -106,6 +113,23 @@ def test_a_constant_is_hard_to_beat_on_the_real_table(real_data: Path) -> None:
     assert counts[frozenset(constant)] == 35
     assert np.mean([f1(constant, gold) for gold in golds.values()]) == pytest.approx(by_hand)
     assert 100 * by_hand > next(row for row in load_published().rows if row.method == "MeWM").public.f1
+
+
+def test_the_constant_of_the_full_table() -> None:
+    """F1 83.2, Jaccard 76.4, precision 80.1 and recall 87.5 over 88 usable rows, 33 with beads and 55 without.
+
+    The full table is not here. With 33 rows of beads, two sets of counts give these four figures; only this one holds
+    the rows that are here, which have two pairs of drugs and one single drug.
+    """
+    constant = Protocol(drugs=("Cisplatin", "Doxorubicin", "Mitomycin"), embolics=("Lipiodol",))
+    counts = {TRIPLE: 52, BEADS: 33, protocol("Cisplatin", "Mitomycin"): 2, protocol("Cisplatin"): 1}
+    golds = [gold_variants(regimen)["paper_style"] for regimen, n in counts.items() for _ in range(n)]
+    assert len(golds) == 88
+    scores = [score_protocol(constant, gold, SPACE.formulary) for gold in golds]
+    found = [100 * np.mean([getattr(s, name) for s in scores]) for name in ("f1", "jaccard", "precision", "recall")]
+    assert np.round(found, 1).tolist() == [83.2, 76.4, 80.1, 87.5]
+    paper = {row.method: row.public.f1 for row in load_published().rows}
+    assert found[0] > paper["Physician with MeWM"] > paper["MeWM"]
 
 
 def test_every_baseline_answers_the_real_table_or_says_why_not(real_data: Path) -> None:

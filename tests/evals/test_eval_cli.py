@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import openpyxl
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from agent.cli.main import app
 from evals.cli import GATE
-from evals.datasets import NAMES
+from evals.datasets import NAMES, load_dataset
 from evals.report.summary import Summary
 from evals.results import read_run
 from models.formulary import Formulary
@@ -21,6 +24,7 @@ from prompts.loader import prompt_root
 from tests.agent.fake_tools import make_case
 from tests.agent.llm_script import choices, outside_fences, script, unknown, write_backends
 from tests.agent.loopback import LoopbackServer, error
+from tests.evals.test_baselines import constant_out_of_fold, gold_sets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
 GOLD = ("Cisplatin | Lipiodol", "Cisplatin | Lipiodol", "Cisplatin | Lipiodol", "Epirubicin | Lipiodol")
@@ -28,6 +32,8 @@ FEATURES = ("size", "number", "location", "enhancement", "necrosis", "capsule", 
             "liver_function")  # fmt: skip
 OBSERVATION = {"features": [unknown(name) for name in FEATURES], "summary": "Nothing is evaluable."}
 MARK = "Think of anthracyclines first."
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/evaluation.md", "docs/own-dataset.md", "docs/prompts.md", "docs/training.md")
 
 
 def mewm(*arguments, code=0):
@@ -152,6 +158,9 @@ def test_an_evaluation_is_listed_reported_resumed_and_bundled(evaluated, tmp_pat
     assert {p: p.stat().st_mtime_ns for p in before} == before
     mewm("bundle", evaluated, "--out", tmp_path / "bundle")
     assert {"index.html", "report.html", "report.md"} <= {p.name for p in (tmp_path / "bundle").iterdir()}
+    links = re.findall(r'href="(cases/[^"]+)"', (tmp_path / "bundle" / "report.html").read_text())
+    assert len(links) == 4
+    assert all((tmp_path / "bundle" / link).is_file() for link in links)
     page = (tmp_path / "bundle" / "index.html").read_text()
     assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=[\"'](?:https?:)?//", page)
     mewm("bundle", evaluated, "--out", tmp_path / "bundle", code=2)
@@ -224,11 +233,39 @@ def test_the_real_table_is_scored_on_every_row_with_all_gold_variants(real_data,
     by_case = {row.case_id: row.gold["paper_style"] for row in run.rows}
     ours = [2 * len(answer & set(gold.items)) / (len(answer) + len(gold.items)) for gold in by_case.values()]
     assert sum(ours) / 57 == pytest.approx(sum(f1) / 57)
-    constant = summary.boards[0].line("constant")
-    assert constant.n == 57
-    assert constant.figures["f1"].low < constant.figures["f1"].mean < constant.figures["f1"].high
+    # The constant baseline of every gold variant, fold by fold, computed without the program.
+    folds = load_dataset("hcc-tace-seg", clinical=table).folds
+    for board in summary.boards:
+        constant = board.line("constant").figures["f1"]
+        assert constant.mean == pytest.approx(constant_out_of_fold(gold_sets(table, board.variant), folds))
+        assert constant.n == 57
+        assert constant.low < constant.mean < constant.high
     assert {e.protocol for _, e in run.entries("own", "raw")} != {None}
     assert all(set(row.gold["raw"].items) <= {i.name for i in Formulary.load("hcc_tace_seg").items} for row in run.rows)
+
+
+def documented(name):
+    """The commands of evaluations and of training that a page shows, as arguments."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ *(mewm (?:eval|train) [^\n]+)", text, re.M)
+    lines += re.findall(r"`(mewm (?:eval|train) [^`]+)`", text)
+    found = []
+    for line in lines:
+        group, *rest = shlex.split(line.replace("...", ""), comments=True)[1:]
+        several = [one for one in rest[0].split("|") if one] if rest else []  # `eval run\|report` names commands
+        found += [(name, [group, one, *rest[1:]]) for one in several] or [(name, [group])]
+    return found
+
+
+@pytest.mark.parametrize(("page", "arguments"), [pair for page in PAGES for pair in documented(page)])
+def test_a_command_of_the_docs_is_one_that_there_is(page, arguments):
+    """Names, options and their values are read by the command itself, which is not run."""
+    command, rest = get_command(app), list(arguments)
+    while isinstance(command, TyperGroup) and rest:
+        assert rest[0] in command.commands, (page, arguments)
+        command = command.commands[rest.pop(0)]
+    if rest:  # a name alone only speaks of the command
+        command.make_context(arguments[-1], rest)
 
 
 def test_cases_without_images_are_scored_before_a_simulation_and_left_out_of_plans(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from agent.settings import PlannerSettings
-from evals import planning, planning_table
+from evals import planning_baselines, planning_table
 from evals.model_card.scene import Scene
 from evals.planning_table import (
     FULL,
@@ -98,6 +99,33 @@ def test_another_patients_change_does_not_depend_on_this_one(scene: Scene) -> No
         assert not change[~scene.prepared.support].any()
 
 
+def test_another_patients_change_lies_on_this_ones_largest_lesion_in_mm(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other has a lesion in a patch of coarser voxels and two more in a second patch, which nobody needs."""
+    other = draw_patient(planning_table.OTHER_PATIENTS + 10)
+    variant = AnotherPatientsImage(scene.engine, scene.patient, other)
+    asked: list[Any] = []
+
+    def ball(_: Engine, prepared: Any, jobs: Any, steps: Any = None) -> Any:
+        asked.append(prepared)
+        (patch,) = prepared.patches
+        tumour = np.argwhere(prepared.numbers[0] == 1)
+        away = np.linalg.norm((np.indices((patch.size,) * 3).T - tumour.mean(0)) * patch.spacing_mm, axis=-1).T
+        yield 0, np.where(away < 20, 500, 0).astype(np.int16)[None]
+
+    monkeypatch.setattr(Engine, "simulate_differences", ball)
+    everywhere = replace(scene.prepared, weight=np.ones_like(scene.prepared.weight))
+    ((_, change),) = variant.simulate_differences(everywhere, JOBS[:1])
+    (theirs,), (mine,) = asked[0].patches, scene.prepared.patches
+    assert theirs.spacing_mm > 1.5 * mine.spacing_mm
+    assert asked[0].lesions.count == 1
+    laid = np.argwhere(change[0] > 250)
+    lesion = np.argwhere(scene.prepared.numbers[0] == 1)
+    assert np.linalg.norm(laid.mean(0) - lesion.mean(0)) * mine.spacing_mm < 2.0
+    assert len(laid) * mine.spacing_mm**3 == pytest.approx(4 / 3 * np.pi * 20**3, rel=0.15)
+
+
 def test_the_true_hazard_is_that_of_the_volume_in_the_simulation(scene: Scene) -> None:
     tissue = np.where(scene.prepared.near > 0, NECROTIC, 0).astype(np.uint8)
     tissue[..., ::2] = np.where(scene.prepared.near[..., ::2] > 0, VIABLE, 0)
@@ -120,7 +148,7 @@ def test_no_variant_is_ever_taken_for_another(scene: Scene) -> None:
 
 def rows(regrets: list[float], *, full: bool = False) -> list[dict[str, Any]]:
     judged = {
-        "policy_first": 0.5, "constant": 0.4, "reachable": 0.1, "seconds": 30.0, "simulations": 100, "planner": 0.0
+        "policy_first": 0.5, "constant": 0.4, "reachable": 0.1, "seconds": 30.0, "simulations": 100
     }  # fmt: skip
     return [
         {"patient": str(i), "judged": {**judged, "random": 0.5} if full else {}, "of_range": value, "random": 0.5}
@@ -142,7 +170,11 @@ def test_regrets_are_paired_by_patient_and_excluded_ones_count_nowhere(bundle: P
     assert worse["minus_full"]["value"] == pytest.approx(0.1)
     assert worse["minus_full"]["high"] - worse["minus_full"]["low"] < 1e-6  # the same patients in both rows
     assert result["regret_over_constant"]["value"] == pytest.approx(kept.mean() / 0.4)
+    assert result["baselines_minus_full"]["constant"]["value"] == pytest.approx(0.4 - kept.mean())
     assert "without combo-contrastive learning" in result["not_run"]
+    found["true_hazard"] = rows(values.tolist())
+    knowing = summarise(found, {}, Asked(PlannerSettings(), bundle))["markdown"]
+    assert "toxicity is the fixed term without the patient's own sensitivity" in knowing
     text = StringIO()
     show(result, Console(file=text, width=200))
     assert "full planner" in text.getvalue()
@@ -174,7 +206,7 @@ def test_planned_patients_are_those_that_the_rules_allow() -> None:
     found = planned_seeds(6)
     assert len(found) == 6
     assert found == sorted(found)
-    assert found[0] >= planning.FIRST_SEED
+    assert found[0] >= planning_table.FIRST_SEED
     assert planned_seeds(3) == found[:3]
 
 
@@ -182,7 +214,7 @@ def test_a_small_table_is_planned_kept_and_goes_on(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two patients, two rows, an untrained model: the whole way through the planner's graph."""
-    monkeypatch.setattr(planning, "CONSTANT_PATIENTS", 4)
+    monkeypatch.setattr(planning_baselines, "CONSTANT_PATIENTS", 4)
     planning_table._constants.cache_clear()
     settings = PlannerSettings(
         drugs=2, embolics=2, beams=1, replicas=1, drug_horizon=1, embolic_horizon=1, finalists=2, finalist_replicas=2,
@@ -194,6 +226,14 @@ def test_a_small_table_is_planned_kept_and_goes_on(
     assert [row["name"] for row in result["rows"]] == [FULL, "true_hazard"]
     for row in result["rows"]:
         assert 0.0 <= row["of_range"]["value"] <= 1.0
+        assert row["of_random"]["value"] == pytest.approx(
+            row["of_range"]["value"] / result["baselines"]["random"]["value"]
+        )
+    for name in ("reachable", "random"):
+        assert 0.0 <= result["baselines"][name]["value"] < 1.0
+    assert result["baselines_minus_full"]["reachable"]["value"] <= 0.0  # a bound: nothing searched there does better
+    kept = [json.loads(path.read_text()) for path in tmp_path.glob("*/conditions.json")]
+    assert {(one["device"], one["precision"]) for one in kept} == {("cpu", Engine("cpu", bundle).precision)}
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/9*.json")}
     assert len(stamps) == 4
     again = planning_table.planning_table(2, tmp_path, asked, console, only=["true_hazard"])

@@ -25,7 +25,7 @@ from tests.evals.test_compare import GOLD, HALF, RIGHT, WRONG, entry, row, run_o
 
 USE = Usage(
     seconds=3.0, requests=2, input_tokens=100, output_tokens=20, cost_usd=0.02, tool_calls=4, simulations=28,
-    by_node={"propose": NodeUse(seconds=1.0, requests=2, input_tokens=100, output_tokens=20),
+    by_node={"propose": NodeUse(seconds=1.0, requests=2, input_tokens=100, output_tokens=20, cost_usd=0.02),
              "simulate": NodeUse(seconds=2.0, tool_calls=4, simulations=28)},
 )  # fmt: skip
 
@@ -67,7 +67,8 @@ def test_confusion_by_agent_and_effort_by_node(summary):
     assert summary.by_node["simulate"].simulations == 28
     assert summary.by_node["propose"].input_tokens == 100
     text = "\n".join(" | ".join(r.cells) for table in all_tables(summary) for r in table.rows)
-    assert "of it propose | 2.0 | 120 |  | 0.0 | 0.0 | 1.0" in text
+    assert "of it propose | 2.0 | 120 | 0.0200 | 0.0 | 0.0 | 1.0" in text
+    assert "of it simulate | 0.0 | 0 |  | 4.0 | 28.0 | 2.0" in text  # a price that is not known is no price
 
 
 def test_the_lead_is_compared_with_every_line_pairwise(summary):
@@ -198,3 +199,24 @@ def test_a_fallback_line_appears_where_a_plan_was_degraded():
     board = summarise([run_of(rows)], draws=100).boards[0]
     assert board.line("own").figures["f1"].mean == pytest.approx(0.4)
     assert board.line("fallback").figures["f1"].mean == pytest.approx(0.9)
+
+
+def test_cost_against_quality_shows_who_cost_something_at_its_cost():
+    """The fallback and the model alone are no free baselines: at their own cost, or where it is unknown not at all."""
+
+    def drawn(alone_usage):
+        rows = [
+            row("1", None, regret=1.0, status="degraded", fallback=entry(RIGHT, 0.1), usage=USE),
+            row("2", HALF, regret=0.2, usage=USE),
+        ]
+        rows = [r.model_copy(update={"alone": entry(HALF, 0.3), "alone_usage": alone_usage}) for r in rows]
+        html = report_html(summarise([run_of(rows)], draws=100))
+        chart = html[html.index("Cost against quality") : html.index("<h2>Effort")]
+        pairs = re.findall(r'<circle cx="([0-9.]+)"[^>]*/><text[^>]*>([^<]+)</text>', chart)
+        return {label.partition("the paper")[0]: float(x) for x, label in pairs}
+
+    found = drawn(USE.model_copy(update={"cost_usd": 0.01}))
+    own, alone, free = (found[name] for name in ("MeWM planner (guideline)", "VLM alone, ", "constant"))
+    assert found["MeWM planner (guideline), fallback counted"] == own
+    assert alone - free == pytest.approx((own - free) / 2, abs=0.2)
+    assert set(drawn(None)) == set(found) - {"VLM alone, "}

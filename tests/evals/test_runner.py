@@ -19,6 +19,7 @@ from agent.nodes import RunStopped
 from agent.policy import Choice, Proposal, Provenance
 from agent.trace import read_trace
 from evals.compare import Side, compare
+from evals.measures import METRICS
 from evals.report.summary import summarise
 from evals.results import (
     ANSWER,
@@ -134,10 +135,63 @@ def test_a_degraded_plan_is_empty_and_its_fallback_stands_beside_it(folder):
     summary = summarise([run], draws=200)
     own, fallback, constant = (summary.boards[0].line(who) for who in ("own", "fallback", "constant"))
     assert own.figures["f1"].mean == 0.0
+    assert own.figures["gold_recall"].mean == own.figures["best_recall"].mean == 0.0
+    assert own.figures["best_within"].mean == 1.0
     assert own.empty == 4
+    assert fallback.figures["seconds"] == own.figures["seconds"]  # it is the same run
     assert fallback.figures["f1"] == constant.figures["f1"]
     assert summary.cases[0].protocol == "none"
     assert summary.cases[0].fallback == CONSTANT.key
+
+
+def by_hand(answer, gold, case):
+    """Every quality metric of one answer from its definition, with plain sets; None answers nothing."""
+    kinds = {i.name: i.kind for i in SPACE.formulary.items}
+    classes = {i.name: i.name if i.item_class == "unclassified" else i.item_class for i in SPACE.formulary.items}
+    said, wanted = set(answer.items) if answer else set(), set(gold.items)
+
+    def f1(a, b):
+        return 1.0 if not a and not b else 2 * len(a & b) / (len(a) + len(b))
+
+    def side(names, kind):
+        return {name for name in names if kinds[name] == kind}
+
+    risks = dict(zip(case.truth.protocols, case.truth.log_hazard, strict=True))
+    best, worst, mean = min(risks.values()), max(risks.values()), sum(risks.values()) / len(risks)
+    risk = risks.get(answer, worst)
+    given = case.truth.given_log_hazard
+    return {
+        "f1": f1(said, wanted), "jaccard": len(said & wanted) / len(said | wanted),
+        "precision": len(said & wanted) / len(said) if said else 0.0, "recall": len(said & wanted) / len(wanted),
+        "exact": float(said == wanted), "drug_f1": f1(side(said, "drug"), side(wanted, "drug")),
+        "embolic_f1": f1(side(said, "embolic"), side(wanted, "embolic")),
+        "class_f1": f1({classes[n] for n in said}, {classes[n] for n in wanted}),
+        "regret": (risk - best) / (worst - best), "regret_of_random": (risk - best) / (mean - best),
+        "win_vs_given": float(answer in risks and risk < given) + 0.5 * float(answer in risks and risk == given),
+        "violations": float(answer is not None and answer not in risks), "stability": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [None, EVERYTHING, CONSTANT, FORBIDDEN], ids=["empty", "everything", "constant",
+                                                                                 "blocked"])  # fmt: skip
+def test_a_broken_agent_lands_where_theory_says_in_every_metric(folder, answer):
+    data = dataset(6)
+    run = evaluate(folder, Says(answer), data, epochs=2)
+    for board in summarise([run], draws=200).boards:
+        figures = board.line("own").figures
+        expected = [by_hand(answer, case.gold[board.variant], case) for case in data.cases]
+        known = {name for name, metric in METRICS.items() if metric.quality or name == "stability"} & set(figures)
+        # no gold of this dataset has a dose, and the agent proposes no action space
+        assert known == set(expected[0]), board.variant
+        for name in expected[0]:
+            wanted = np.mean([one[name] for one in expected])
+            assert figures[name].mean == pytest.approx(wanted, abs=1e-12), (board.variant, name)
+        hits, said, wanted = (sum(sizes) for sizes in zip(*(
+            (len(set(case.gold[board.variant].items) & set(answer.items if answer else ())),
+             len(answer.items) if answer else 0, len(case.gold[board.variant].items))
+            for case in data.cases
+        ), strict=True))  # fmt: skip
+        assert board.line("own").micro_f1 == pytest.approx(2 * hits / (said + wanted))
 
 
 # ------------------------------------------------------------------------------------- the planner as the agent
@@ -386,6 +440,25 @@ def test_a_case_at_its_limit_is_an_empty_answer_with_its_reason(tmp_path, folder
         assert run.rows[0].usage.tokens == 510
 
 
+def test_the_model_alone_is_asked_also_where_the_plan_ended_at_its_limit_and_has_an_effort_of_its_own(tmp_path, folder):
+    policy = Scripted(("Cisplatin", "Mitomycin"), ("Lipiodol",), 500)
+    services, limits = shared(worlds(tmp_path / "logs", policy)), Limits(tool_calls=5)
+    agent = PlannerAgent(SETTINGS, services, limits=limits, alone=SETTINGS)
+    run = evaluate(folder, agent, dataset(2), limits=limits)
+    assert {row.status for row in run.rows} == {"limit"}
+    assert [row.alone.protocol for row in run.rows] == [protocol(["Cisplatin", "Mitomycin"], ["Lipiodol"])] * 2
+    board = summarise([run], draws=200).boards[0]
+    assert (board.line("alone").n, board.line("alone").empty) == (2, 0)
+    assert board.line("alone").figures["cost_usd"].mean == pytest.approx(0.01)
+    assert board.line("alone").figures["simulations"].mean == 0.0
+    assert "cost_usd" not in board.line("constant").figures
+    # with fewer tokens than one answer takes it has no answer either, and is counted
+    limits = Limits(tokens=400)
+    agent = PlannerAgent(SETTINGS, services, limits=limits, alone=SETTINGS)
+    run = evaluate(tmp_path / "other", agent, dataset(2), limits=limits)
+    assert summarise([run], draws=200).boards[0].line("alone").empty == 2
+
+
 def test_usage_knows_no_cost_where_a_price_is_missing():
     def decision(**fields):
         from agent.trace import Decision
@@ -398,7 +471,9 @@ def test_usage_knows_no_cost_where_a_price_is_missing():
     priced = decision(backend="x", requests=2, input_tokens=10, output_tokens=5, cost_usd=0.5)
     unknown = decision(backend="y", requests=1, input_tokens=10, output_tokens=5)
     assert usage_of([free, priced]).cost_usd == 0.5
-    assert usage_of([free, priced, unknown]).cost_usd is None
+    used = usage_of([free, priced, unknown, priced.model_copy(update={"node": "explain"})])
+    assert used.cost_usd is None
+    assert {name: node.cost_usd for name, node in used.by_node.items()} == {"propose": None, "explain": 0.5}
     total = usage_of([priced, unknown, decision(kind="node", seconds=3.0)])
     assert (total.requests, total.input_tokens, total.output_tokens, total.seconds) == (3, 20, 10, 3.0)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
+from typer.testing import CliRunner
 
 import evals.table as table
+from agent.cli.main import app
 from evals.ablation import ASSISTANT, WithoutAssistant
 from evals.baselines import NAMES
 from evals.prepare import Evaluation, _LazyWorkspace
@@ -12,7 +17,10 @@ from evals.report.page import write_reports
 from evals.report.summary import Summary
 from evals.results import BaselineAnswer, BaselineAnswers
 from evals.runner import run_evaluation
+from models.errors import InputError, WeightsError
+from models.networks.preset import Preset
 from models.response import VIABLE
+from models.weights import FORMAT, PARTS, Manifest
 from tests.evals.fake_dataset import Says, dataset, protocol, spec
 from tests.tools.conftest import case_folder, engine, make_workspace, model, workspace  # noqa: F401 (fixtures)
 from tools.segment import segment
@@ -100,13 +108,82 @@ def test_the_figures_are_published_without_cases(prepared, tmp_path):
     assert str(tmp_path) not in text
 
 
+def trained(folder, **options):
+    """A bundle's manifest as `mewm train export` writes it with such settings of the denoiser."""
+    preset = Preset.load("small")
+    denoiser = preset.training.denoiser
+    denoiser = denoiser.model_copy(update={"options": {**denoiser.options, **options}})
+    preset = preset.model_copy(update={"training": preset.training.model_copy(update={"denoiser": denoiser})})
+    files = {f"{name}.safetensors": {"sha256": "0", "bytes": 0} for name in PARTS}
+    manifest = Manifest(format=FORMAT, origin="untrained", preset=preset, files=files, provenance={})
+    folder.mkdir()
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
 def test_weights_that_were_trained_without_a_part_are_run_where_they_are_given(prepared, tmp_path):
-    given = {"contrastive": tmp_path / "no-ccl"}
+    given = {"contrastive": trained(tmp_path / "no-ccl", contrast_weight=0.0)}
     jobs, not_run = table.evaluations(tmp_path, n=3, weights=tmp_path / "full", weights_without=given)
     assert [c["weights"] for c in prepared] == [tmp_path / "full"] * 4 + [tmp_path / "no-ccl"]
     assert prepared[-1]["parts_off"] == ("contrastive learning",)
     assert [j.folder.name for j in jobs][-1] == "no-contrastive"
     assert list(not_run) == ["without attenuation"]
+
+
+def test_weights_that_were_trained_with_a_part_are_no_weights_without_it(prepared, tmp_path):
+    """Else the line of the table would be named after what it does not show."""
+    full = trained(tmp_path / "full", contrast_weight=0.02, attenuation_share=0.1)
+    for what, setting in (("contrastive", "contrast_weight is 0.02"), ("attenuation", "attenuation_share is 0.1")):
+        with pytest.raises(InputError, match=f"were not trained without {what}: their {setting}; train and export"):
+            table.evaluations(tmp_path, n=3, weights_without={what: full})
+    # the settings that the sentence and docs/training.md name are those of the shipped preset
+    assert set(table.TRAINED_WITH.values()) <= set(Preset.load("small").training.denoiser.options)
+    with pytest.raises(WeightsError):
+        table.evaluations(tmp_path, n=3, weights_without={"attenuation": tmp_path / "nowhere"})
+
+
+def test_the_command_says_what_it_costs_goes_on_and_publishes(prepared, tmp_path, monkeypatch):
+    """`mewm eval table` as it is called, on the small dataset and in this process."""
+
+    def in_process(jobs, processes, *, shared, done):
+        assert shared == tmp_path / "table" / "shared"
+        return [
+            run_evaluation(
+                j.folder, j.evaluation.spec, j.evaluation.dataset, j.evaluation.agent, j.evaluation.baselines, done=done
+            )
+            for j in jobs
+        ]  # fmt: skip
+
+    monkeypatch.setattr("evals.workers.run_in_processes", in_process)
+    given = trained(tmp_path / "no-attenuation", attenuation_share=0.0)
+    command = ["eval", "table", "--limit", "3", "--beams", "3", "--replicas", "3", "--out", str(tmp_path / "table"),
+               "--processes", "2", "--publish", str(tmp_path / "docs"), "--weights-without", f"attenuation={given}",
+               "--json"]  # fmt: skip
+    first, again = (CliRunner(env={"COLUMNS": "200"}).invoke(app, command) for _ in range(2))
+    assert first.exit_code == again.exit_code == 0, (first.output, first.exception)
+    assert "3 patients, 5 parts: 15 plans, 0 of them there already." in first.stderr
+    assert "15 plans, 15 of them there already." in again.stderr
+    assert "15 answers were there already." in again.stderr
+    one, two = (Summary.model_validate_json(result.stdout) for result in (first, again))
+    assert one.boards == two.boards
+    lines = {line.label: line.not_run for line in one.boards[0].lines}
+    assert lines["MeWM planner (guideline, without attenuation)"] is None
+    assert lines["without contrastive learning"].startswith("not trained")
+    assert (tmp_path / "docs" / "full-table.md").is_file()
+    listed = CliRunner().invoke(app, ["eval", "list", str(tmp_path), "--json"])
+    assert len(json.loads(listed.stdout)["evaluations"]) == 5  # every part can be compared by its folder
+
+
+def test_the_estimate_is_of_what_is_left_and_shared_by_the_processes(prepared, tmp_path):
+    jobs, _ = table.evaluations(tmp_path, n=3)
+    on_cpu = [replace(j, evaluation=replace(j.evaluation, spec=j.evaluation.spec.model_copy(
+        update={"conditions": {"device": "cpu"}}))) for j in jobs]  # fmt: skip
+    run(jobs[:1], {}, tmp_path)
+    low, high = table.MINUTES_PER_PLAN
+    text = table.cost_estimate(on_cpu, 2)
+    assert text.startswith("3 patients, 4 parts: 12 plans, 3 of them there already.")
+    assert f"roughly {low * 9 / 2 / 60:.1f} to {high * 9 / 2 / 60:.1f} h on 2" in text
+    assert "roughly" not in table.cost_estimate(jobs, 2)  # another device: nothing was measured there
 
 
 def test_without_the_assistant_every_protocol_leaves_the_whole_tumour(workspace):  # noqa: F811 (fixture)

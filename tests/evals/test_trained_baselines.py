@@ -17,6 +17,7 @@ from evals.trained_baselines import (
     main,
     preset_for,
     train_baseline,
+    trained_minutes,
     trained_simulators,
 )
 from models.clinical_record import ClinicalRecord
@@ -26,7 +27,7 @@ from models.networks.preset import Preset
 from models.networks.record_vector import record_vector
 from models.phantom.pool import PatchPool
 from models.protocol import Protocol
-from models.training.loop import FINAL
+from models.training.loop import FINAL, METRICS
 from models.weights import PARTS, init_world_model, save_world_model
 from tests.models.test_engine import phantom
 from tests.models.training.conftest import make_pool, shrink
@@ -131,6 +132,17 @@ def test_the_regressor_knows_scan_record_and_protocol(run: Path, bundle: Path, p
     older = record_vector(ClinicalRecord(age_years=80))
     assert not np.array_equal(predict_risks(network, scan, 30.0, 1, 1.5, older, [ONE, OTHER, ONE]), base)
     assert KNOWN == 3
+
+
+def test_minutes_are_those_that_the_trainings_took(run: Path, tmp_path: Path) -> None:
+    assert trained_minutes(run) == "0"
+    assert trained_minutes(tmp_path) == "no"
+    for name, seconds in (("retrained", 1195.0), ("text_only", 1080.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FINAL).touch()
+        rows = f"step,seconds,split,metric,value\n10,{seconds / 2},train,loss,1\n20,{seconds},train,loss,1\n"
+        (tmp_path / name / METRICS).write_text(rows)
+    assert trained_minutes(tmp_path) == "18 to 20"
 
 
 def test_a_finished_training_is_not_repeated(pool: PatchPool, run: Path, bundle: Path) -> None:

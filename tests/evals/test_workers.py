@@ -113,7 +113,8 @@ def test_a_failed_case_is_counted_and_tried_again(folder):
     (folder.parent / "break").unlink()
     ((found,), told) = run([job(folder)], who)
     assert [row.status for row in found.rows] == ["answered"] * 4
-    assert sorted(told) == [("case-1", True), ("case-2", False), ("case-3", True), ("case-4", True)]
+    # first what is there: the bar counts the time that the others take
+    assert told == [("case-1", True), ("case-3", True), ("case-4", True), ("case-2", False)]
 
 
 def test_a_case_at_its_limit_stops_no_other(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import resource
 from typing import Any
 
@@ -296,6 +297,18 @@ def test_a_large_case_fits_in_memory(model: WorldModel):
     engine.simulate(prepared, [(CISPLATIN, s) for s in range(3)])
     # The whole test process, everything before this test included.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 1024**2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc is set up")
+def test_freed_memory_is_used_again_instead_of_fetched_anew(model: WorldModel):
+    Engine("cpu", model=model, precision="fp32")
+    count = 10_000_000  # 40 MB, a layer of the segmenter: glibc by itself would give it back each time
+    torch.ones(count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(count)
+    fetched = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
+    assert fetched < 4 * count  # less than one of the four
 
 
 def test_a_whole_scan_is_labelled_on_its_own_grid_without_a_mask(model: WorldModel):

@@ -50,6 +50,19 @@ def test_liver_and_tumour_are_found_on_the_scans_own_grid(flip: float) -> None:
     assert not found[ball(grid, (60, 113, 64), 4)].any()
 
 
+def test_windows_come_in_the_batches_that_are_asked_for() -> None:
+    hu = np.full((50, 40, 40), 100, np.int16)
+    seen: list[int] = []
+
+    def counted(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return by_hu(x)
+
+    found = [segment_whole(counted, Volume(hu, np.diag([2.0, 2, 2, 1])), 32, 2.0, WINDOW, n) for n in (8, 3)]
+    assert seen == [8, 4, 3, 3, 3, 3]  # 3 x 2 x 2 windows that overlap by half
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_small_lumps_and_smaller_organs_are_dropped() -> None:
     classes = np.zeros((40, 40, 40), np.uint8)
     classes[5:30, 5:30, 5:30] = Tissue.LIVER

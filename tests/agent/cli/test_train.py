@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from agent.cli.train import DATA, ORDER, _train, _trained_on
+from agent.cli.recorded_command import recorded_command
+from agent.cli.train import COMMAND, DATA, ORDER, _train, _trained_on
 from models.case import Case, ImageMeta, write_case
 from models.collection.splits import split_of
 from models.errors import InputError
 from models.networks.preset import Preset
 from models.phantom.pool import write_pool
 from models.registration_file import register_case
+from models.training.loop import FINAL
 from tests.models.scan_pair import Motion, make_pair
 from tests.models.training.conftest import shrink
 
@@ -72,3 +75,30 @@ def test_an_export_says_what_the_networks_were_trained_on(folder: Path, tmp_path
     assert _trained_on(tmp_path, None) == ("ab", "synthetic")
     (tmp_path / "denoiser" / DATA).write_text(json.dumps({"data_hash": "cd", "origin": "real"}))
     assert _trained_on(tmp_path, None) == ("ab cd", "mixed")
+
+
+def test_the_command_of_a_finished_training_is_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--data", folder / "pool", "--out", tmp_path / "run", "--steps", 1)
+    monkeypatch.setattr(sys, "argv", ["mewm", "train", "first"])
+    assert mewm_train("autoencoder", *options).exit_code == 0
+    monkeypatch.setattr(sys, "argv", ["mewm", "train", "later"])
+    assert mewm_train("autoencoder", *options, "--resume").exit_code == 0
+    written = tmp_path / "run" / "autoencoder" / COMMAND
+    assert written.read_text() == "mewm train first\n"
+    (written.parent / FINAL).unlink()  # broken off before its end: the call that ends it counts
+    assert mewm_train("autoencoder", *options, "--resume").exit_code == 0
+    assert written.read_text() == "mewm train later\n"
+
+
+def test_the_recorded_command_has_every_option_and_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "all", "--data=/home/me/pool", "--out", "/home/me/run", "--set", "denoiser.steps=3", "--resume"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mewm", *words])
+    assert recorded_command() == "mewm train all --data=pool --out run --set denoiser.steps=3 --resume"
+
+
+def test_a_picture_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
+    done = mewm_train("attenuation-picture", "--out", tmp_path / "absent" / "picture.png")
+    assert isinstance(done.exception, InputError)
+    assert "choose another --out" in str(done.exception)

@@ -52,6 +52,14 @@ def planned(person, name="Dr Chen"):
     return person.waiting("plan")
 
 
+def picture(page, name):
+    """Keep a screenshot to look at, outside of what is committed."""
+    folder = ROOT / "build" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    page.locator("#viewer").scroll_into_view_if_needed()
+    page.screenshot(path=folder / f"{name}.png")
+
+
 def picks(person, where):
     return [e.get_attribute("data-protocol") for e in person.page.query_selector_all(f"{where} [data-protocol]")]
 
@@ -90,6 +98,8 @@ def test_from_the_demo_case_to_the_report(browser, shipped, tmp_path):
         "key => document.querySelector('#viewer [data-side=\"right\"] select').value === key", arg=f"simulated:{key}"
     )
     person.drawn("right")
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    picture(page, "demo")
 
     person.say("what if renal failure")
     page.wait_for_selector('#plans label:has-text("what-if-2")')
@@ -292,8 +302,8 @@ def test_the_patient_hcc_009(browser, shipped, real_data: Path, tmp_path):
     planned(person)
     person.idle()
     person.drawn("right")
-    folder = ROOT / "build" / "screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / "hcc_009.png")
+    page.click('#viewer button:text-is("Spread")')
+    person.drawn("right")
+    picture(page, "hcc_009")
     assert "real" in page.inner_text("#overview .mw-origin")
     assert person.faults == []

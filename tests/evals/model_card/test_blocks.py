@@ -18,6 +18,7 @@ from evals.model_card.render_card import render_card
 from evals.model_card.scene import Scene
 from evals.simulators import WorldModelSimulator
 from models.engine import Engine
+from models.errors import InputError
 from models.formulary import ITEM_ORDER
 from models.phantom.response import respond
 from models.response import NECROTIC, OIL, VIABLE
@@ -69,7 +70,7 @@ def test_measures_by_counting_voxels(scene: Scene) -> None:
 
 
 def test_nothing_changes_beyond_the_mask_and_a_leak_is_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    protocol = wanted_protocols(SEED, 1)[0].key
+    protocol = wanted_protocols(SEED, 1)[0]
     assert measure_outside(scene, WorldModelSimulator(scene.engine, steps=1), protocol) == 0
     monkeypatch.setattr(dynamics, "paste", lambda volume, *_, **__: Volume(volume.data + np.int16(7), volume.affine))
     assert measure_outside(scene, WorldModelSimulator(scene.engine, steps=1), protocol) == 7
@@ -179,6 +180,13 @@ def test_a_figure_of_the_card_by_hand(card: dict[str, Any], tmp_path: Path) -> N
     found = card["dynamics"]["agents"]["PVA"]["true_effect"]["value"]
     rows = [json.loads(path.read_text())["agents"] for path in files]
     assert found == pytest.approx(np.mean([e["true"]["viable"] for r in rows for e in r if e["agent"] == "PVA"]))
+
+
+def test_results_of_other_weights_or_another_phantom_are_refused(bundle: Path, tmp_path: Path) -> None:
+    for wrong in ({"weights": "0123456789ab"}, {"phantom": "another"}):
+        with pytest.raises(InputError, match="The planning result was measured with"):
+            evaluate_models(SIZES, None, tmp_path, weights=bundle, device="cpu", extra={"planning": wrong})
+    assert not list(tmp_path.iterdir())  # before anything is measured
 
 
 def test_other_weights_are_measured_anew(bundle: Path) -> None:

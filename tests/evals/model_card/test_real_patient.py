@@ -9,11 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evals.model_card import real_patient
 from evals.model_card.extras import read_extras
-from evals.model_card.real_patient import _template, describe_hu, dice, load_pair, oil_place, words
+from evals.model_card.real_patient import (
+    MARKS,
+    SCANS,
+    _template,
+    describe_hu,
+    dice,
+    load_pair,
+    measure_real_patient,
+    oil_place,
+    words,
+)
 from models.errors import InputError
 from models.response import criteria
 from models.volume import Volume
+from models.weights import PARTS, init_world_model, save_world_model
+from tests.models.test_engine import tiny_preset
 
 
 def figures(**changes: Any) -> dict[str, Any]:
@@ -82,6 +95,10 @@ def test_place_of_oil_by_hand() -> None:
     assert found["real_depth"] > 0.7 > 0.4 > found["simulated_depth"]
     assert found["real_clumps"] == found["simulated_clumps"] == 1.0
     assert found["real_top_hu"] == 500.0
+    dry = oil_place(real, Volume(np.full(mass.shape, 50, np.int16), affine), mass)
+    assert dry["simulated_depth"] is dry["simulated_top_hu"] is None  # NaN would be no JSON
+    assert dry["simulated_clumps"] == 0.0
+    assert "relative depth" not in " ".join(words(figures(oil_place=dry)))
     assert criteria().oil_hu == 200
 
 
@@ -94,6 +111,44 @@ def test_dice_by_counting() -> None:
 def test_data_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"HCC_009, .*pre_labels\.nii\.gz missing"):
         load_pair(tmp_path, tmp_path / "work")
+
+
+def test_the_same_weights_on_the_same_files_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans, marks = tmp_path / "data" / SCANS, tmp_path / "data" / MARKS
+    for path in (scans / "1" / "a.dcm", marks):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"0123")
+    bundles = []
+    for seed in (1, 2):
+        model = init_world_model(tiny_preset(), seed=seed)
+        bundles.append(tmp_path / f"bundle{seed}")
+        networks = {name: model.part(name) for name in PARTS}
+        save_world_model(networks, model.preset, bundles[-1], origin="untrained", provenance={"command": "a test"})
+    measured: list[int] = []
+
+    def measure(engine: Any, _: Any) -> dict[str, Any]:
+        measured.append(engine.batch)
+        return figures()
+
+    monkeypatch.setattr(real_patient, "load_pair", lambda data, work: None)
+    monkeypatch.setattr(real_patient, "_measure", measure)
+
+    def call(bundle: Path) -> dict[str, Any]:
+        return measure_real_patient(tmp_path / "data", tmp_path / "work", bundle, "cpu")
+
+    first = call(bundles[0])
+    assert call(bundles[0]) == first
+    assert measured == [4]
+    assert first["words"] == words(figures())
+    assert "0.85 | 0.80 (met)" in first["markdown"]
+    call(bundles[1])
+    assert len(measured) == 2
+    marks.write_bytes(b"01234")
+    call(bundles[0])
+    assert len(measured) == 3
+    marks.unlink()
+    with pytest.raises(InputError, match="missing"):
+        call(bundles[0])
 
 
 def test_results_of_another_command_are_refused(tmp_path: Path) -> None:

@@ -65,6 +65,18 @@ def test_frechet_of_few_scans_is_no_number():
     assert found["ssim"]["value"] == 0.5
 
 
+def test_frechet_has_no_interval_since_resamples_lie_above_it():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0, 1, (60, 5)), rng.normal(0, 1, (60, 5))
+    row = {"ssim": 0.5, "wasserstein_hu": 3.0, "mae_hu": 2.0}
+    found = summarise_realism(
+        [{**row, "features": x.tolist(), "true_features": y.tolist()} for x, y in zip(one, other, strict=True)]
+    )["frechet_own_encoder"]
+    assert found == {"value": pytest.approx(frechet(one, other)), "low": None, "high": None, "n": 60}
+    drawn = [frechet(one[index], other[index]) for index in rng.integers(0, 60, (200, 60))]
+    assert np.quantile(drawn, 0.025) > found["value"]
+
+
 def test_features_see_the_tumour_and_nothing_else():
     engine = Engine("cpu", model=init_world_model(tiny_preset(), seed=3), precision="fp32", batch=2)
     scans = np.stack([cube(0, 32)[0], cube(0, 32)[0]])

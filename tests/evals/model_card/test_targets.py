@@ -60,6 +60,16 @@ def test_what_was_not_measured_says_so() -> None:
         assert judge(card, one(at_least=0.6))[0]["verdict"] == "not measured"
 
 
+def test_a_target_is_not_met_while_one_of_its_figures_has_no_value() -> None:
+    card = {"a": {"p": {"x": figure(1.0, 0.9, 1.1, 300)}, "q": {"x": figure(float("nan"))}}}
+    row = judge(card, one(at_least=0.6, least_n=200))[0]
+    assert (row["verdict"], row["sure"], row["figures"]) == ("not measured", None, 2)
+    assert row["figures_unmeasured"] == ["a.q.x"]
+    card["a"]["r"] = {"x": figure(0.2, 0.1, 0.3, 300)}  # a miss stays a miss
+    row = judge(card, one(at_least=0.6))[0]
+    assert (row["verdict"], row["figures_missed"], row["figures_unmeasured"]) == ("missed", ["a.r.x"], ["a.q.x"])
+
+
 def test_a_target_without_a_bound_is_refused() -> None:
     with pytest.raises(ValidationError, match="no bound"):
         one()

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from models.errors import WeightsError
 from models.formulary import ITEM_ORDER, Formulary
 from models.networks.action import (
+    CLIP_FOLDER,
     ActionEncoder,
     HashedTextEncoder,
     action_vector,
     encode_protocols,
+    text_encoder,
     text_vector,
 )
 from models.networks.preset import Preset
@@ -80,3 +87,53 @@ def test_text_hash_is_the_same_in_every_process() -> None:
 
 
 EXPECTED = [0.4423259, 0.2948839, -0.147442, -0.147442]
+
+
+class FakeClip:
+    """As much of `transformers` as is called: the text's length, and one, as the embedding."""
+
+    def __init__(self, dim: int) -> None:
+        self.config = SimpleNamespace(projection_dim=dim)
+
+    def eval(self) -> FakeClip:
+        return self
+
+    def __call__(self, tokens: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(text_embeds=torch.tensor([[float(len(text)), 1.0] for text in tokens]))
+
+
+def test_clip_is_read_from_the_folder_that_is_named(tiny: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(folder: Any, **options: Any) -> FakeClip:
+        asked.append((str(folder), options))
+        return FakeClip(2)
+
+    def tokenise(texts: list[str], **_: Any) -> dict[str, list[str]]:
+        return {"tokens": texts}
+
+    fake = SimpleNamespace(
+        CLIPTextModelWithProjection=SimpleNamespace(from_pretrained=load),
+        CLIPTokenizerFast=SimpleNamespace(from_pretrained=lambda *_, **__: tokenise),
+    )
+    monkeypatch.setitem(sys.modules, "transformers", fake)
+    monkeypatch.setenv(CLIP_FOLDER, "somewhere")
+    clip = tiny.denoiser.model_copy(update={"text_encoder": "clip", "text_dim": 2})
+    text_encoder.cache_clear()
+    encoder = text_encoder(clip)
+    np.testing.assert_allclose(encoder.encode("PVA"), np.array([3, 1]) / np.sqrt(10), rtol=1e-6)
+    assert asked == [("somewhere", {"local_files_only": True, "use_safetensors": True})]  # nothing is downloaded
+    with pytest.raises(WeightsError, match="gives 2 numbers, the preset's text_dim is 3"):
+        text_encoder(clip.model_copy(update={"text_dim": 3}))
+    text_encoder.cache_clear()
+
+
+def test_without_clip_its_absence_is_one_sentence(tiny: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = tiny.denoiser.model_copy(update={"text_encoder": "clip"})
+    monkeypatch.delenv(CLIP_FOLDER, raising=False)
+    with pytest.raises(WeightsError, match=f"set {CLIP_FOLDER}"):
+        text_encoder(clip)
+    monkeypatch.setenv(CLIP_FOLDER, "somewhere")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(WeightsError, match="package transformers"):
+        text_encoder(clip)

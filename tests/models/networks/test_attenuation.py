@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from models.networks.attenuation import LEVELS, attenuate, attenuated_mask, level_of_share, level_of_text
+from models.networks.attenuation import LEVELS, attenuate, attenuated_mask, level_of_share
 
 
 def ball(radius: float, edge: int = 32) -> torch.Tensor:
@@ -42,9 +43,14 @@ def test_without_a_tumour_nothing_changes() -> None:
         attenuated_mask(torch.zeros(8, 8, 8), 5)
 
 
-def test_levels_of_words_and_of_shares() -> None:
-    assert level_of_text("Vessels occluded, stain disappeared") == 4
-    assert level_of_text("feeding artery was Occluded") == 3
-    assert level_of_text("flow reduced") == 2
-    assert level_of_text("infusion") == 1
+def test_every_voxel_fades_more_with_every_level_whatever_the_shape() -> None:
+    field = torch.randn(1, 1, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    lumpy = (F.interpolate(field, scale_factor=3, mode="trilinear")[0, 0] > 0.3).float()
+    for mask in (ball(2.0), ball(9.0), lumpy):
+        scan = torch.full(mask.shape, -0.2) + 0.6 * mask
+        left = [attenuate(scan, mask, level)[mask > 0] for level in LEVELS]
+        assert all(bool((a > b).all()) for a, b in itertools.pairwise(left))
+
+
+def test_levels_of_shares() -> None:
     assert [level_of_share(share) for share in (0.0, 0.3, 0.6, 0.95)] == [1, 2, 3, 4]

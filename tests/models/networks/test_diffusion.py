@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
@@ -35,6 +36,19 @@ def test_flow_samples_like_monai() -> None:
     torch.testing.assert_close(ours, z, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_flow_goes_on_from_where_a_latent_was_noised_to(steps: int) -> None:
+    seen: list[float] = []
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t[0]))
+        return CLEAN - NOISE
+
+    noised = Flow().blend(CLEAN, NOISE, torch.full((3,), 0.4))
+    torch.testing.assert_close(Flow().integrate(velocity, noised, steps, start=0.4), CLEAN, rtol=1e-4, atol=1e-5)
+    assert seen == pytest.approx([0.4 + 0.6 * step / steps for step in range(steps)])
+
+
 @pytest.mark.parametrize("path", [Flow(), NoisePrediction(50, "ddim")])
 def test_the_estimate_inverts_the_blend(path: Flow | NoisePrediction) -> None:
     t = torch.tensor([0.3, 0.6, 0.98])
@@ -62,6 +76,43 @@ def test_a_network_that_knows_the_clean_latent_leads_to_it(sampler: str, steps: 
         return (z - kept.sqrt() * CLEAN) / (1 - kept).sqrt()
 
     torch.testing.assert_close(path.integrate(network, NOISE, steps), CLEAN, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 1), ("ddim", 3), ("ddim", 500), ("ddpm", 7)])
+@pytest.mark.parametrize("start", [0.1, 0.35, 0.8])
+def test_a_noise_prediction_goes_on_from_where_a_latent_was_noised_to(sampler: str, steps: int, start: float) -> None:
+    """The network is told how much noise there is, in every step: with the true noise all latents lie on the path."""
+    path = NoisePrediction(200, sampler)
+    seen: list[float] = []
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t[0]))
+        if sampler == "ddim":  # ddpm adds noise of its own
+            torch.testing.assert_close(z, path.blend(CLEAN, NOISE, t), rtol=1e-3, atol=1e-3)
+        return NOISE
+
+    noised = path.blend(CLEAN, NOISE, torch.full((3,), start))
+    found = path.integrate(network, noised, steps, start)
+    levels = round((1 - start) * 200)
+    assert seen[0] == pytest.approx(start)
+    assert len(seen) == (min(steps, levels + 1) if sampler == "ddim" else levels + 1)
+    widths = np.diff([*seen, 1.0 + 1 / 200])
+    if sampler == "ddim":
+        torch.testing.assert_close(found, CLEAN, rtol=1e-3, atol=1e-3)
+        assert widths.max() - widths.min() < 1.01 / 200  # even
+
+
+def test_ddim_from_pure_noise_is_monais() -> None:
+    path, reference = (NoisePrediction(200, "ddim") for _ in range(2))
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        return 0.3 * z * (1 - t)[:, None, None, None, None]
+
+    reference.schedule.set_timesteps(8)
+    z = NOISE
+    for index in reference.schedule.timesteps.tolist():
+        z, _ = reference.schedule.step(network(z, torch.full((3,), 1.0 - index / 200)), index, z)
+    assert torch.equal(path.integrate(network, NOISE, 8), z)
 
 
 def test_a_ddpm_result_does_not_depend_on_the_place_in_the_batch() -> None:

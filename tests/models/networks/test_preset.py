@@ -53,5 +53,7 @@ def test_a_change_reaches_one_setting_and_a_wrong_one_is_one_sentence() -> None:
     for wrong in ("denoiser.colour=red", "steps=3", "denoiser.steps"):
         with pytest.raises(InputError, match="names no setting"):
             Preset.load("small", [wrong])
+    with pytest.raises(InputError, match="no YAML"):
+        Preset.load("small", ["denoiser.channels=[1"])
     with pytest.raises(InputError, match=r"denoiser\.steps"):
         Preset.load("small", ["denoiser.steps=0"])

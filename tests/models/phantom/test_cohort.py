@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -123,6 +125,33 @@ def test_a_broken_off_pool_is_gone_on_with_and_processes_change_nothing(
     stamp = (tmp_path / "pool" / "pool.json").stat().st_mtime_ns
     write_pool(9, 2, 20, tmp_path / "pool")
     assert (tmp_path / "pool" / "pool.json").stat().st_mtime_ns == stamp
+
+
+def test_a_pool_that_broke_off_between_its_last_files_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "pool"
+
+    def fail(folder: Path) -> str:
+        raise KeyboardInterrupt
+
+    def blank(seed: int, k: int) -> dict[str, object]:
+        leading = {name: (k, *shape) if per else shape for name, (_, shape, per) in pool._ARRAYS.items()}
+        arrays: dict[str, object] = {name: np.full(shape, 1, pool._ARRAYS[name][0]) for name, shape in leading.items()}
+        return {**arrays, "protocols": [], "record": {}, "given": {}}
+
+    monkeypatch.setattr(pool, "_render_patient", blank)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", ThreadPoolExecutor)
+    with monkeypatch.context() as broken:
+        broken.setattr(pool, "content_hash", fail)  # all arrays have their names, the index is not there
+        with pytest.raises(KeyboardInterrupt):
+            write_pool(8, 2, 20, out)
+    assert not (out / "pool.json").exists()
+    write_pool(8, 2, 20, out)
+    assert json.loads((out / "pool.json").read_text(encoding="utf-8"))["patients"] == 8
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*(f"{name}.npy" for name in pool._ARRAYS), "pool.json"]
+    )
 
 
 def test_a_pool_of_an_earlier_version_is_refused(whole: PatchPool, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.errors import RunError
 from models.networks.preset import TrainingPreset
 from models.training.board import FOLDER
+from models.training.checkpoint import FILE as CHECKPOINT
 from models.training.loop import BEST, FINAL, Budget, Cadence, RunResult, run_training
 
 PACE = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.1)
@@ -111,6 +112,21 @@ def test_early_stop_may_watch_a_figure_that_should_fall_and_survives_a_break(tmp
 def test_an_unknown_figure_to_watch_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="watches 'dice'"):
         train(Line(), tmp_path, preset={"watch": "dice", "patience": 1})
+
+
+def test_tensorboard_shows_no_step_twice_after_a_break(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(Line(), tmp_path, stop_after=11)
+    kept = (tmp_path / CHECKPOINT).read_bytes()
+    train(Line(), tmp_path, resume=True)
+    (tmp_path / CHECKPOINT).write_bytes(kept)  # broken off at the end, nine steps after the checkpoint
+    (tmp_path / FINAL).unlink()
+    train(Line(), tmp_path, resume=True)
+    for place, file in enumerate(sorted((tmp_path / FOLDER).iterdir(), key=lambda path: path.stat().st_mtime_ns)):
+        file.rename(file.with_name(f"events.out.tfevents.{1_700_000_000 + place}.host.1.0"))  # as if in other seconds
+    events = accumulator.EventAccumulator(str(tmp_path / FOLDER))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 21))
 
 
 def test_tensorboard_gets_what_the_table_gets(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models.errors import RunError, WeightsError
 from models.networks.autoencoder import Autoencoder
 from models.networks.diffusion import Flow
 from models.networks.preset import Preset
+from models.training import simulations
 from models.training.autoencoder import AutoencoderTask, measure_latents, train_autoencoder
+from models.training.checkpoint import FILE as CHECKPOINT
 from models.training.denoiser import DenoiserTask, train_denoiser
 from models.training.export import export_bundle, load_trained
 from models.training.latents import compute_latents
@@ -25,7 +27,7 @@ from models.training.parts import train_part
 from models.training.pool import crop_around, hu_to_unit
 from models.training.response import effect_slope
 from models.training.segmenter import SegmenterTask, train_segmenter
-from models.training.simulations import Simulations
+from models.training.simulations import Simulations, Simulator, simulate_pool
 from models.training.survival import SurvivalTask, train_survival
 from models.weights import build_network, load_world_model
 from tests.models.training.conftest import FakePool
@@ -139,6 +141,17 @@ def test_a_finished_run_is_kept(pool: FakePool, tiny: Preset, tmp_path: Path) ->
     before = (tmp_path / FINAL).read_bytes()
     assert train(tmp_path, seed=0, steps=2, resume=True).step == 2
     assert (tmp_path / FINAL).read_bytes() == before
+
+
+def test_a_trained_network_without_its_checkpoint_is_neither_overwritten_nor_trained_for_nothing(
+    pool: FakePool, tiny: Preset, tmp_path: Path
+) -> None:
+    train = _trainer("autoencoder", pool, tiny)
+    train(tmp_path, seed=0, steps=1)
+    (tmp_path / CHECKPOINT).unlink()
+    for resume in (False, True):
+        with pytest.raises(RunError, match="without its checkpoint"):
+            train(tmp_path, seed=0, steps=1, resume=resume)
 
 
 def test_the_average_moves_from_the_first_step() -> None:
@@ -284,6 +297,38 @@ def test_four_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp
         load_trained("autoencoder", tmp_path / "elsewhere", tiny)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "other"),
+    [
+        ("denoiser", "objective", "noise"), ("denoiser", "condition", "none"), ("denoiser", "timesteps", 50),
+        ("denoiser", "text_encoder", "clip"), ("autoencoder", "decode_codes", True),
+    ],
+)  # fmt: skip
+def test_a_setting_that_no_weight_shows_is_compared_with_the_training(
+    part: Any, name: str, other: Any, pool: FakePool, tiny: Preset, tmp_path: Path
+) -> None:
+    for trained in dict.fromkeys(("autoencoder", part)):
+        train_part(trained, pool, tiny, tmp_path, seed=0, steps=1, cadence=QUIET, mixed_precision=False)
+    settings = tiny.model_dump()
+    settings["denoiser"]["steps"] += 1  # how it is sampled is free
+    load_trained(part, tmp_path, Preset.model_validate(settings))
+    settings[part][name] = other
+    forgotten = Preset.model_validate(settings)
+    was = getattr(getattr(tiny, part), name)
+    with pytest.raises(WeightsError, match=rf"was trained with {part}\.{name}={was}: .*--set"):
+        load_trained(part, tmp_path, forgotten)
+    if part == "denoiser":
+        with pytest.raises(WeightsError, match="--set"):  # a later part of the same run
+            train_part("segmenter", pool, forgotten, tmp_path, seed=0, steps=1, cadence=QUIET)
+
+
+def test_a_trained_file_without_its_settings_is_one_sentence(tiny: Preset, tmp_path: Path) -> None:
+    (tmp_path / "survival").mkdir()
+    save_file(build_network("survival", tiny).state_dict(), tmp_path / "survival" / FINAL)
+    with pytest.raises(WeightsError, match="damaged or was trained with another preset"):
+        load_trained("survival", tmp_path, tiny)
+
+
 def test_segmenter_and_survival_network_learn_from_simulated_scans(
     pool: FakePool, tiny: Preset, tmp_path: Path
 ) -> None:
@@ -293,6 +338,34 @@ def test_segmenter_and_survival_network_learn_from_simulated_scans(
     assert "within_patient_rank_simulated" in (tmp_path / "survival" / "metrics.csv").read_text()
     tissue = np.load(tmp_path / "survival" / "simulations" / "tissue.npy")
     assert tissue.shape[:2] == (6, 4)  # four training patients and the two of the validation
+
+
+def test_simulations_are_kept_for_the_same_patients_and_sampling_only(
+    pool: FakePool, tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def simulate(
+        _: Any, pool: FakePool, preset: Preset, patient: int, device: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(patient)
+        return torch.zeros(pool.post.shape[1:]), torch.zeros(pool.post.shape[1:], dtype=torch.uint8)
+
+    monkeypatch.setattr(simulations, "_simulate", simulate)
+    simulator = Simulator(_autoencoder(tiny, pool), build_network("denoiser", tiny), None, "weights")  # type: ignore[arg-type]
+
+    def call(patients: list[int], **denoiser: Any) -> list[int]:
+        preset = tiny.model_copy(update={"denoiser": tiny.denoiser.model_copy(update=denoiser)})
+        drawn.clear()
+        simulate_pool(simulator, pool, preset, np.array(patients), tmp_path)
+        return list(drawn)
+
+    assert call([1, 4]) == [1, 4]
+    assert call([1, 4]) == []
+    assert call([2, 3]) == [2, 3]  # as many, with the same sum
+    assert call([2, 3], steps=9) == [2, 3]
+    assert call([2, 3], steps=9, guidance=2.0) == [2, 3]
+    assert call([2, 3], steps=9, guidance=2.0) == []
 
 
 def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool: FakePool) -> None:
