@@ -52,6 +52,14 @@ def planned(person, name="Dr Chen"):
     return person.waiting("plan")
 
 
+def picture(page, name):
+    """Keep a screenshot to look at, outside of what is committed."""
+    folder = ROOT / "build" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    page.locator("#viewer").scroll_into_view_if_needed()
+    page.screenshot(path=folder / f"{name}.png")
+
+
 def picks(person, where):
     return [e.get_attribute("data-protocol") for e in person.page.query_selector_all(f"{where} [data-protocol]")]
 
@@ -76,7 +84,8 @@ def test_from_the_demo_case_to_the_report(browser, shipped, tmp_path):
     person.waiting("actions").get_by_role("button", name="Approve").click()
     sizes = set()
     card = page.locator('.card:has(.mw-waiting[data-plan="plan-1"]:has-text("the plan waits"))')
-    while not card.is_visible():
+    until = time.monotonic() + LONG_S
+    while not card.is_visible() and time.monotonic() < until:
         sizes.add(len(picks(person, "#tree")))
         page.wait_for_timeout(400)
     assert len(sizes - {0}) >= 2, f"the tree did not grow: {sizes}"
@@ -90,6 +99,8 @@ def test_from_the_demo_case_to_the_report(browser, shipped, tmp_path):
         "key => document.querySelector('#viewer [data-side=\"right\"] select').value === key", arg=f"simulated:{key}"
     )
     person.drawn("right")
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    picture(page, "demo")
 
     person.say("what if renal failure")
     page.wait_for_selector('#plans label:has-text("what-if-2")')
@@ -184,8 +195,19 @@ def test_two_plans_of_one_conversation_are_not_mixed_up(browser, small):
     card.get_by_label("Reason", exact=True).fill("the wrong day")
     card.get_by_role("button", name="Reject").click()
     person.page.wait_for_selector('#plans label:has-text("plan-2: rejected")')
-    person.waiting("actions", "plan-1")
+    card = person.waiting("actions", "plan-1")
     assert person.page.locator(".card").count() == 1
+    card.get_by_label("Reason", exact=True).fill("not in stock")
+    person.say("help")
+    person.page.wait_for_selector('#chat :text("what can be asked")')
+    person.idle()
+    assert card.get_by_label("Reason", exact=True).input_value() == "not in stock"  # a turn takes nothing typed away
+    card.get_by_text("Edit", exact=True).click()
+    card.get_by_label("Doxorubicin").uncheck()
+    card.get_by_role("button", name="Save the edit").click()
+    assert "Doxorubicin" not in person.waiting("plan", "plan-1").inner_text()
+    person.idle()
+    assert "not in stock" in person.page.inner_text(".mw-record")
     assert person.faults == []
 
 
@@ -292,8 +314,8 @@ def test_the_patient_hcc_009(browser, shipped, real_data: Path, tmp_path):
     planned(person)
     person.idle()
     person.drawn("right")
-    folder = ROOT / "build" / "screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / "hcc_009.png")
+    page.click('#viewer button:text-is("Spread")')
+    person.drawn("right")
+    picture(page, "hcc_009")
     assert "real" in page.inner_text("#overview .mw-origin")
     assert person.faults == []
