@@ -17,7 +17,7 @@ from markupsafe import Markup
 from agent.chat import Chat, open_chat
 from agent.chat_store import ChatStore
 from agent.desk import MakeTools, make_tools
-from agent.events import DepthFinished, Event, NodeStarted, Planned, Proposed, Waiting
+from agent.events import DepthFinished, Event, NodeStarted, Planned, Proposed
 from agent.run import MakeServices
 from agent.settings import PlannerSettings
 from agent.web import approval_panel, plan_panel, report_panel, settings_panel
@@ -25,7 +25,7 @@ from agent.web.access import Access, Owner
 from agent.web.cases import Shelf, panel_value
 from agent.web.chat_panel import Transcript
 from agent.web.layout import Watch
-from agent.web.plan_panel import PICK, part, problem
+from agent.web.plan_panel import part, problem
 from agent.web.server import LOOPBACK, make_server
 from agent.web.shown import Shown, Updates, look, plan_at_work
 from agent.web.turns import Begin, Conversation, Conversations, in_turn, services_in_turn
@@ -127,82 +127,9 @@ class Workbench(Shown):
         page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, fill_height=True)
         with page:
             self._columns()
-            with self.waiting:
-                self._cards()
             self._wire(page)
         page.queue(default_concurrency_limit=None, api_open=False)
         return page
-
-    def _cards(self) -> None:
-        def cards(waits: list[dict[str, Any]], thread: str, request: gr.Request) -> None:
-            for data in waits:
-                self._card(Waiting.model_validate(data), thread, request)
-
-        # one after the other, and the last always: two at once would leave buttons that the server does not know
-        gr.render(
-            inputs=[self.waits, self.thread], triggers=[self.waits.change], show_progress="hidden",
-            concurrency_limit=1, trigger_mode="always_last",
-        )(cards)  # fmt: skip
-
-    def _card(self, waiting: Waiting, thread: str, request: gr.Request) -> None:
-        """One question and its form. The buttons carry this question and no other, whatever else waits."""
-        desk = self._open(request, thread).chat.desk
-        row = desk.row(waiting.plan_id)
-        actions = waiting.value["gate"] == "actions"
-        blocked = bool(waiting.value["blocks"] and waiting.value["protocol"])
-        with gr.Column(elem_classes="card"):
-            gr.HTML(approval_panel.card_html(waiting), js_on_load=PICK, padding=True).select(
-                self._pick, [self.thread, self.plans], [self.view]
-            )
-            with gr.Accordion("Edit", open=False):
-                if actions:
-                    every, now = approval_panel.agents(waiting, desk.run_of(row).formulary)
-                    items: Any = gr.CheckboxGroup(every, value=now, label="Agents that the search may use")
-                    protocol: Any = gr.State("")
-                else:
-                    items = gr.State([])
-                    protocol = gr.Dropdown(
-                        approval_panel.protocols(desk.look(row).plan), value=None, allow_custom_value=True,
-                        label="Protocol to put in its place", info="pick one that was assessed, or type X + Y | Z",
-                    )  # fmt: skip
-                save = gr.Button("Save the edit", size="sm")
-            reason = gr.Textbox(label="Reason", placeholder="needed to reject", max_lines=3, max_length=2000,
-                                elem_classes="line")  # fmt: skip
-            override = gr.Textbox(
-                label="Override", placeholder="why it is approved although rules block it", visible=blocked,
-                max_length=2000, elem_classes="line",
-            )  # fmt: skip
-            with gr.Row():
-                approve = gr.Button("Approve", variant="primary", size="md", min_width=80)
-                reject = gr.Button("Reject", variant="stop", size="md", min_width=80)
-            told = gr.HTML("", padding=False)
-            form = [self.name, reason, items, protocol, override, self.waits]
-            for button, decision in ((approve, "approve"), (save, "edit"), (reject, "reject")):
-                self._answer(button, decision, waiting, thread, form, told)
-
-    def _answer(
-        self, button: gr.Button, decision: Any, waiting: Waiting, thread: str, form: list[Any], told: gr.HTML
-    ) -> None:
-        def answer(
-            by: str, reason: str, items: list[str], protocol: str | None, override: str,
-            waits: list[dict[str, Any]], request: gr.Request,
-        ) -> Updates:  # fmt: skip
-            try:
-                made = approval_panel.made_answer(
-                    waiting, decision, by, reason, items or (), protocol or "", override or ""
-                )
-                conversation = self._open(request, thread)
-                if waiting.interrupt_id not in {w.interrupt_id for w in conversation.chat.waiting()}:
-                    raise InputError("This question does not wait any more: reload the page to see what does.")
-                words = " ".join(filter(None, [decision, waiting.plan_id, f"as {made.by}", made.reason]))
-                conversation.start(lambda chat, stop: chat.answer(made, stop), words)
-            except MewmError as exc:
-                return {told: problem(str(exc))}
-            others = [data for data in waits if data["interrupt_id"] != waiting.interrupt_id]
-            return {told: "", self.waits: others}
-
-        done = button.click(answer, form, [told, self.waits], show_progress="hidden")
-        done.then(self._follow, [self.thread, self.plans, self.watch], self._outputs(), show_progress="hidden")
 
     def _wire(self, page: gr.Blocks) -> None:
         every = self._outputs()
@@ -219,6 +146,7 @@ class Workbench(Shown):
         turn(self.words.submit, self._say, [self.words, self.thread, self.name])
         turn(self.chat.example_select, self._say_example, [self.thread, self.name])
         turn(self.resume.click, self._resume, [self.thread, self.name])
+        turn(self.approvals.submit, self._answer, [self.thread, self.name])
         turn(self.cases.select, self._open_case, [self.thread, self.watch])
         turn(self.threads.select, self._open_thread, [self.watch])
         turn(self.new.click, self._new_thread, [self.thread, self.case, self.watch])
@@ -226,7 +154,7 @@ class Workbench(Shown):
         page.load(None, None, [self.name], js=_KNOWN_NAME)
         self.name.change(None, [self.name], None, js=_KEEP_NAME)
         self.stop.click(self._stop, [self.thread], [self.stop], **quiet)
-        for panel in (self.overview, self.tree, self.outcome, self.report):
+        for panel in (self.overview, self.tree, self.outcome, self.report, self.approvals):
             panel.select(self._pick, [self.thread, self.plans], [self.view], **quiet)
         self.table.select(self._pick_row, [self.thread, self.plans], [self.view], **quiet)
         self.plans.input(self._show_plan, [self.thread, self.plans], every, **quiet)
@@ -310,6 +238,24 @@ class Workbench(Shown):
 
         return self._start(request, thread, name, go_on, "continue")
 
+    def _answer(self, thread: str, name: str, event: gr.EventData, request: gr.Request) -> Updates:
+        """What a person decided, from the card of its question."""
+        conversation = self._open(request, thread)
+        answer = approval_panel.Answer(**{field: getattr(event, field) for field in approval_panel.Answer.model_fields})
+        if conversation.at_work:
+            return {self.chat_problem: problem("This conversation is at work: decide when it has stopped.")}
+        waiting = next((w for w in conversation.chat.waiting() if w.interrupt_id == answer.interrupt), None)
+        if waiting is None:
+            told = problem("This question does not wait any more; what does is shown above.")
+            return {self.approvals: approval_panel.panel_value(conversation.chat), self.chat_problem: told}
+        try:
+            made = approval_panel.made_answer(waiting, answer, name)
+        except MewmError as exc:
+            told = problem(str(exc))
+            return {self.approvals: approval_panel.panel_value(conversation.chat, waiting.interrupt_id, told)}
+        words = " ".join(filter(None, [made.decision, waiting.plan_id, f"as {made.by}", made.reason]))
+        return self._start(request, thread, name, lambda chat, stop: chat.answer(made, stop), words)
+
     def _start(self, request: gr.Request, thread: str, name: str, begin: Begin, typed: str) -> Updates:
         owner = self.access.owner(request)
         try:
@@ -320,7 +266,7 @@ class Workbench(Shown):
             conversation.start(begin, typed)
         except MewmError as exc:
             return {self.chat_problem: problem(str(exc))}
-        return {self.words: "", self.chat_problem: ""}
+        return {self.words: "", self.chat_problem: "", self.approvals: approval_panel.panel_value()}
 
     def _stop(self, thread: str, request: gr.Request) -> Any:
         self._open(request, thread).stop.set()

@@ -1,26 +1,91 @@
-"""Approval panel: what waits for a person, a card for each, bound to its interrupt and case; answers from forms."""
+"""Approval panel: what waits for a person, a card for each, bound to its interrupt and case; answers from forms.
+
+The cards are one component, whose script tells an answer together with its question: nothing that a person may press is
+made anew on the server while it is on the page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError
+import gradio as gr
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.approval import GATE_NAMES, GateAnswer
+from agent.chat import Chat
 from agent.events import Waiting
 from agent.plan import Plan
 from agent.web.plan_panel import part
+from agent.web.viewer import component_script
 from models.errors import ApprovalError
 from models.formulary import Formulary
 
-Choice = Literal["approve", "edit", "reject"]
+LONGEST = 2000
+"""Characters of a text that a person types in a card."""
 
 
-def card_html(waiting: Waiting) -> str:
-    """Head of a card: which plan of which case waits, for what, and what stands against it."""
-    gate = GATE_NAMES[waiting.value["gate"]]
-    return part("waiting", value=waiting.value, plan_id=waiting.plan_id, interrupt=waiting.interrupt_id, gate=gate)
+class Answer(BaseModel):
+    """What a card's form says.
+
+    Attributes:
+        interrupt: The question.
+        decision: Approve, edit or reject.
+        reason: Why; needed to reject.
+        items: The agents of an edited action space.
+        protocol: The protocol of an edited plan.
+        override: Why it is approved although rules block it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    interrupt: str
+    decision: Literal["approve", "edit", "reject"]
+    reason: str = Field(default="", max_length=LONGEST)
+    items: tuple[str, ...] = ()
+    protocol: str = Field(default="", max_length=LONGEST)
+    override: str = Field(default="", max_length=LONGEST)
+
+
+def approval_panel(elem_id: str = "approvals") -> gr.HTML:
+    """The component. `submit` fires with the fields of an `Answer`, `select` with `protocol`, its key."""
+    return gr.HTML(
+        value=panel_value(),
+        html_template='<div class="mewm-approvals-place"></div>',
+        js_on_load=component_script("approvals.js"),
+        elem_id=elem_id,
+        apply_default_css=False,
+        padding=False,
+    )
+
+
+def panel_value(chat: Chat | None = None, interrupt_id: str = "", problem: str = "") -> dict[str, Any]:
+    """Value of the component.
+
+    Args:
+        chat: Its questions are shown; None shows none, as while a turn is at work.
+        interrupt_id: A question that was answered.
+        problem: Why that answer can't be used: it stands in the question's card.
+    """
+    cards = [] if chat is None else [{"interrupt": w.interrupt_id, "html": card_html(w, chat)} for w in chat.waiting()]
+    return {"cards": cards, "problem": {"interrupt": interrupt_id, "html": problem}}
+
+
+def card_html(waiting: Waiting, chat: Chat) -> str:
+    """A card: which plan of which case waits, for what, what stands against it, and the form to answer."""
+    value, row = waiting.value, chat.desk.row(waiting.plan_id)
+    space = value["gate"] == "actions"
+    every, now = agents(waiting, chat.desk.run_of(row).formulary) if space else ([], [])
+    return part(
+        "waiting",
+        value=value,
+        plan_id=waiting.plan_id,
+        interrupt=waiting.interrupt_id,
+        gate=GATE_NAMES[value["gate"]],
+        agents=every,
+        now=now,
+        protocols=[] if space else protocols(chat.desk.look(row).plan),
+        overridable=bool(value["blocks"] and value["protocol"]),
+    )
 
 
 def agents(waiting: Waiting, formulary: Formulary) -> tuple[list[str], list[str]]:
@@ -38,29 +103,18 @@ def protocols(plan: Plan | None) -> list[str]:
     return [a.key for a in sorted(found, key=lambda a: (a.rank is None, a.rank or 0, a.objective.mean))]
 
 
-def made_answer(
-    waiting: Waiting,
-    decision: Choice,
-    by: str,
-    reason: str = "",
-    items: Sequence[str] = (),
-    protocol: str = "",
-    override: str = "",
-) -> GateAnswer:
+def made_answer(waiting: Waiting, answer: Answer, by: str) -> GateAnswer:
     """The answer that a card's form gives to its own question.
 
     Args:
         waiting: What the card is for.
-        decision: Approve, edit or reject.
+        answer: The form.
         by: Who decides.
-        reason: Why; needed to reject.
-        items: The agents of an edited action space.
-        protocol: The protocol of an edited plan.
-        override: Why it is approved although rules block it.
 
     Raises:
         ApprovalError: a part of the form is missing; the sentence names it.
     """
+    decision, reason = answer.decision, answer.reason
     if not by.strip():
         raise ApprovalError("Who decides? Type your name: it stands under the decision.")
     if decision == "reject" and not reason.strip():
@@ -69,17 +123,17 @@ def made_answer(
     if decision == "edit":
         value = waiting.value
         if value["gate"] == "actions":
-            if set(items) == {*value["drugs"], *value["embolics"]}:
+            if set(answer.items) == {*value["drugs"], *value["embolics"]}:
                 raise ApprovalError("Nothing was changed: tick or untick agents first, or approve.")
-            fields["items"] = tuple(items)
-        elif not protocol.strip():
+            fields["items"] = answer.items
+        elif not answer.protocol.strip():
             raise ApprovalError("Choose or type the protocol that is to stand in the plan, then save the edit.")
         else:
-            fields["protocol"] = protocol
+            fields["protocol"] = answer.protocol
     if decision == "approve":
-        if waiting.value["blocks"] and waiting.value["protocol"] and not override.strip():
+        if waiting.value["blocks"] and waiting.value["protocol"] and not answer.override.strip():
             raise ApprovalError("Rules block this protocol: approving it needs a typed reason for overriding them.")
-        fields["override_reason"] = override
+        fields["override_reason"] = answer.override
     try:
         return GateAnswer.model_validate(
             {

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from agent.web import plan_panel
+from agent.web.approval_panel import approval_panel
 from agent.web.cases import case_panel
 from agent.web.plan_panel import PICK, empty, part
 from agent.web.viewer import viewer
@@ -48,7 +49,6 @@ class Layout:
         self.head = gr.HTML(part("head", case="", who=""), elem_id="head", padding=False)
         self.thread = gr.Textbox(visible="hidden", elem_id="thread-id")
         self.case = gr.Textbox(visible="hidden", elem_id="case-name")
-        self.waits = gr.State([])
         self.watch = gr.State(Watch())
         with gr.Row(elem_id="bench", equal_height=False):
             with gr.Column(elem_id="nav", scale=0, min_width=216):
@@ -108,7 +108,7 @@ class Layout:
             examples=[{"text": text, "display_text": shown} for shown, text in REQUESTS], latex_delimiters=[],
             allow_tags=False, allow_file_downloads=False, feedback_options=None, scale=1,
         )  # fmt: skip
-        self.waiting = gr.Column(elem_id="waiting", scale=0)
+        self.approvals = approval_panel()
         self.chat_problem = gr.HTML("", elem_id="chat-problem", padding=False)
         with gr.Row(elem_id="compose", equal_height=True):
             self.words = gr.Textbox(
@@ -126,7 +126,7 @@ class Layout:
     def _outputs(self) -> list[Any]:
         """Everything that a change of the conversation may change."""
         return [
-            self.head, self.thread, self.case, self.waits, self.cases, self.threads, self.view, self.plans,
+            self.head, self.thread, self.case, self.approvals, self.cases, self.threads, self.view, self.plans,
             self.working, self.overview, self.tree, self.table_hint, self.table, self.outcome, self.rules, self.report,
             self.dicom, self.report_problem, self.llm, self.prompts, self.settings_problem, self.chat,
             self.chat_problem, self.words, self.send, self.stop, self.resume, self.name,

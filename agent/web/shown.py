@@ -16,7 +16,7 @@ from agent.events import Event, StepStarted
 from agent.plan import Plan, TreeNode
 from agent.report.text import timestamp
 from agent.run import Standing
-from agent.web import plan_panel, report_panel, settings_panel
+from agent.web import approval_panel, plan_panel, report_panel, settings_panel
 from agent.web.access import Owner
 from agent.web.cases import Shelf, panel_value
 from agent.web.chat_panel import Transcript
@@ -96,7 +96,7 @@ class Shown(Layout):
         updates |= {
             self.head: part("head", case=case, who=Markup(settings_panel.who_html(chat.who))),
             self.chat: list(transcript.messages),
-            self.waits: [] if going else [w.model_dump(mode="json") for w in chat.waiting()],
+            self.approvals: approval_panel.panel_value(None if going else chat),
             self.resume: gr.update(visible=not going and (chat.unfinished or bool(chat.desk.stopped()))),
         }
         updates |= self._choices(now) | self._plan_parts(owner, chat, looked)
@@ -109,7 +109,7 @@ class Shown(Layout):
         return {
             self.head: part("head", case="", who=""),
             self.chat: [],
-            self.waits: [],
+            self.approvals: approval_panel.panel_value(),
             self.resume: gr.update(visible=False),
             self.view: scene(owner, None),
             self.plans: gr.update(visible=False, choices=[], value=None),

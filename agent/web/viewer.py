@@ -30,6 +30,7 @@ SCRIPTS = {
     "viewer.css": "text/css",
     "cases.js": "text/javascript",
     "cases.css": "text/css",
+    "approvals.js": "text/javascript",
 }
 NOTHING_OPEN = "No case is open. Open the demo case, or import a CT: its pictures are shown here."
 ALONE = "Nothing was simulated for this case yet. Ask for a plan: every protocol that it assesses can be shown here."

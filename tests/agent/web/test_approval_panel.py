@@ -6,7 +6,8 @@ import pytest
 
 from agent.events import Said
 from agent.run import open_run
-from agent.web.approval_panel import agents, card_html, made_answer, protocols
+from agent.web.approval_panel import Answer, agents, card_html, protocols
+from agent.web.approval_panel import made_answer as from_form
 from models.errors import ApprovalError
 from tests.agent.fake_chat import ChatWorld
 
@@ -19,6 +20,11 @@ def world(tmp_path):
     return made
 
 
+def made_answer(waiting, decision, by, reason="", **fields):
+    form = Answer(interrupt=waiting.interrupt_id, decision=decision, reason=reason, **fields)
+    return from_form(waiting, form, by)
+
+
 def last(events):
     return [event.text for event in events if isinstance(event, Said)][-1]
 
@@ -29,9 +35,9 @@ def test_two_plans_that_wait_get_their_own_answers(world):
         list(chat.say(words))
     one, two = chat.waiting()
     assert (one.value["case_id"], two.value["case_id"]) == ("anna", "bert")
-    assert one.interrupt_id[:8] in card_html(one)
-    assert "plan-2" in card_html(two)
-    assert "plan-1" not in card_html(two)
+    assert one.interrupt_id[:8] in card_html(one, chat)
+    assert "plan-2" in card_html(two, chat)
+    assert "plan-1" not in card_html(two, chat)
     list(chat.answer(made_answer(two, "reject", "Dr Chen", "not today")))
     (left,) = chat.waiting()
     assert left.interrupt_id == one.interrupt_id
@@ -85,4 +91,4 @@ def test_what_is_missing_is_said(world):
     with pytest.raises(ApprovalError, match="overriding"):
         made_answer(blocked, "approve", "Dr Chen")
     assert made_answer(blocked, "approve", "Dr Chen", override="asked for").override_reason == "asked for"
-    assert "Blocked by D09: no." in card_html(blocked)
+    assert "Blocked by D09: no." in card_html(blocked, chat)

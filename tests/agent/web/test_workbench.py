@@ -84,7 +84,8 @@ def test_from_the_demo_case_to_the_report(browser, shipped, tmp_path):
     person.waiting("actions").get_by_role("button", name="Approve").click()
     sizes = set()
     card = page.locator('.card:has(.mw-waiting[data-plan="plan-1"]:has-text("the plan waits"))')
-    while not card.is_visible():
+    until = time.monotonic() + LONG_S
+    while not card.is_visible() and time.monotonic() < until:
         sizes.add(len(picks(person, "#tree")))
         page.wait_for_timeout(400)
     assert len(sizes - {0}) >= 2, f"the tree did not grow: {sizes}"
@@ -194,8 +195,19 @@ def test_two_plans_of_one_conversation_are_not_mixed_up(browser, small):
     card.get_by_label("Reason", exact=True).fill("the wrong day")
     card.get_by_role("button", name="Reject").click()
     person.page.wait_for_selector('#plans label:has-text("plan-2: rejected")')
-    person.waiting("actions", "plan-1")
+    card = person.waiting("actions", "plan-1")
     assert person.page.locator(".card").count() == 1
+    card.get_by_label("Reason", exact=True).fill("not in stock")
+    person.say("help")
+    person.page.wait_for_selector('#chat :text("what can be asked")')
+    person.idle()
+    assert card.get_by_label("Reason", exact=True).input_value() == "not in stock"  # a turn takes nothing typed away
+    card.get_by_text("Edit", exact=True).click()
+    card.get_by_label("Doxorubicin").uncheck()
+    card.get_by_role("button", name="Save the edit").click()
+    assert "Doxorubicin" not in person.waiting("plan", "plan-1").inner_text()
+    person.idle()
+    assert "not in stock" in person.page.inner_text(".mw-record")
     assert person.faults == []
 
 
