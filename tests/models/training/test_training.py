@@ -242,7 +242,7 @@ def test_segmenter_sees_each_scan_beside_the_one_before_and_the_mask_mirrored_al
         # 160 HU in a liver of 90 HU, whatever the scan after it shows
         assert before[tumour].mean() - before[~tumour].mean() == pytest.approx(140 / 775, abs=0.05)
     assert 8 <= hidden <= 36
-    assert 30 <= same <= 70  # one view of four is the scan before treatment itself
+    assert 45 <= same <= 90  # one view of three is the scan before treatment itself
     hidden_always = tiny.training.segmenter.model_copy(
         update={"options": {**tiny.training.segmenter.options, "mask_hidden": 1.0}}
     )
