@@ -14,6 +14,7 @@ from models.networks.preset import Preset
 from models.networks.segmenter import Segmenter
 from models.training.autoencoder import train_autoencoder
 from models.training.denoiser import train_denoiser
+from models.training.drawings import Painter
 from models.training.export import load_trained, load_trained_autoencoder
 from models.training.loop import FINAL, RunResult
 from models.training.pool import Pool
@@ -88,5 +89,6 @@ def train_part(
     if denoiser is not None and not absent:
         network, segmenter_id = load_trained("segmenter", out, preset)
         assert isinstance(network, Segmenter)
-        simulator = Simulator(autoencoder, denoiser, network.to(device), f"{identity} {denoiser_id} {segmenter_id}")
+        painter = Painter(autoencoder.eval(), denoiser.eval(), f"{identity} {denoiser_id}")
+        simulator = Simulator(painter, network.to(device).eval(), f"{painter.identity} {segmenter_id}")
     return train_survival(pool, preset, autoencoder, out / name, origin=origin, simulator=simulator, **common)

@@ -68,6 +68,28 @@ def crop_around(mask: Array, edge: int, rng: np.random.Generator) -> tuple[slice
     return slice(x, x + edge), slice(y, y + edge), slice(z, z + edge)
 
 
+def fits(mask: Array, edge: int) -> bool:
+    """Whether what is set in a cube is not empty and lies within a smaller cube of this edge."""
+    places = np.argwhere(mask)
+    return bool(len(places)) and bool((np.ptp(places, axis=0) < edge).all())
+
+
+def crop_holding(mask: Array, edge: int, rng: np.random.Generator) -> tuple[slice, slice, slice]:
+    """A random cube that contains all that is set in the mask.
+
+    Args:
+        mask: (S, S, S) for which `fits` holds.
+        edge: of the cube.
+        rng: draws the position.
+    """
+    size = mask.shape[0]
+    places = np.argwhere(mask)
+    lowest = np.clip(places.max(axis=0) + 1 - edge, 0, max(size - edge, 0))
+    highest = np.clip(places.min(axis=0), 0, max(size - edge, 0))
+    x, y, z = (int(v) for v in rng.integers(lowest, highest + 1))
+    return slice(x, x + edge), slice(y, y + edge), slice(z, z + edge)
+
+
 def random_flips(rng: np.random.Generator) -> tuple[int, ...]:
     """Axes (of a (N, 1, X, Y, Z) or (X, Y, Z) array, counted from the end) to mirror."""
     return tuple(axis for axis in (-3, -2, -1) if rng.random() < 0.5)

@@ -1,14 +1,17 @@
-"""Trains the segmenter on scans before and after treatment, on decoded ones, and on what the engine really shows it.
+"""Trains the segmenter on scans before and after treatment, and on what the engine really shows it.
 
 The engine shows the segmenter a composite: the scan before + feather * (decoded after - decoded before). Decoding blurs
 thin structures, so a segmenter that had only seen sharp scans would miss them. Beside each scan the network sees the
 one before treatment and the tumour's mask, which is hidden in some samples so that tumours are found without it too.
 
 Simulated scans are noised true ones that the denoiser finishes: they look like its drawings, yet the true labels hold.
+Drawn scans are those that planning reads, from noise alone. Where their tissues lie nobody knows, but how much of each
+was meant to be drawn is known: two protocols of a patient have to be told apart by that much.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,65 +27,80 @@ from models.networks.denoiser import Denoiser, sample
 from models.networks.preset import Preset
 from models.networks.segmenter import Segmenter, Tissue, segmenter_input
 from models.patch import feather
+from models.training.drawings import Drawings, Painter, composite, draw_pool
 from models.training.latents import latent_mask
 from models.training.loop import Budget, Cadence, RunResult, run_training
 from models.training.pictures import mosaic
-from models.training.pool import Pool, crop_around, hu_to_unit, random_flips
+from models.training.pool import Pool, crop_around, crop_holding, fits, hu_to_unit, random_flips
+from models.training.processes import Processes
 from models.training.response import effect_slope, shares_of
 
 VALIDATION_PATIENTS = 16
 VALIDATION_PROTOCOLS = 4
 START = (0.2, 0.7)  # range of the time from which the denoiser finishes a noised true scan
 FINISHING_STEPS = 3
-View = Literal["pre", "post", "decoded", "composite", "simulated", "context"]
-SCANS: tuple[View, ...] = ("pre", "post", "decoded", "composite")
+DIVIDED = (Tissue.VIABLE, Tissue.NECROTIC, Tissue.OIL)
+EXACT = 1e4  # sharpness that makes 0 and 1 of one-hot classes
+DRAWN_SEED = 1  # of the noise
+View = Literal["pre", "post", "composite", "simulated", "context"]
+SCANS: tuple[View, ...] = ("pre", "post", "composite")
+COMPOSED: tuple[View, ...] = ("pre", "composite", "simulated")
+"""Views that share their scanner, and outside of the tumour every voxel, with the scan before treatment."""
 
 
-def composite(before: Tensor, decoded_before: Tensor, decoded_after: Tensor, weight: Tensor) -> Tensor:
-    """What the networks see of a simulated scan, all in [-1, 1]: exact outside the feather."""
-    return (before + weight * (decoded_after - decoded_before)).clamp(-1.0, 1.0)
-
-
-def share_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of how the original tumour is divided, the figures that the risk depends on.
+def found_shares(logits: Tensor, mask: Tensor, sharpness: float) -> Tensor:
+    """How the network divides the original tumour: (N, 3), the shares of viable, necrotic and oil.
 
     Args:
         logits: (N, 5, S, S, S).
-        labels: (N, S, S, S) true classes.
-        mask: (N, S, S, S) bool, tumour before treatment; a sample without any counts as no error.
-
-    Returns:
-        Scalar: the viable share's error, and half of those of the dead ones.
+        mask: (N, S, S, S) bool, tumour before treatment; all shares are 0 without any.
+        sharpness: factor of the logits before the softmax. What is used later is the most likely class of every voxel,
+            not its probability, and a high factor is close to that.
     """
-    inside = mask.float()
-    size = inside.sum(dim=(1, 2, 3)).clamp_min(1.0)
-    found = torch.softmax(logits, dim=1)
-    total = logits.new_zeros(())
-    for tissue, weight in ((Tissue.VIABLE, 1.0), (Tissue.NECROTIC, 0.5), (Tissue.OIL, 0.5)):
-        mine = (found[:, tissue] * inside).sum(dim=(1, 2, 3)) / size
-        true = ((labels == tissue).float() * inside).sum(dim=(1, 2, 3)) / size
-        total = total + weight * (mine - true).square().mean()
-    return total
+    inside = mask.float()[:, None]
+    size = inside.sum(dim=(2, 3, 4)).clamp_min(1.0)
+    return (torch.softmax(sharpness * logits, dim=1)[:, list(DIVIDED)] * inside).sum(dim=(2, 3, 4)) / size
+
+
+def true_shares(labels: Tensor, mask: Tensor) -> Tensor:
+    """As `found_shares`, of classes (N, S, S, S)."""
+    return found_shares(nn.functional.one_hot(labels, len(Tissue)).movedim(-1, 1).float(), mask, EXACT)
+
+
+def share_loss(found: Tensor, true: Tensor) -> Tensor:
+    """Mean squared error of shares (N, 3), the figures that the risk depends on; those of dead tissue count half."""
+    weight = found.new_tensor([1.0, 0.5, 0.5])
+    return ((found - true).square() * weight).sum(dim=1).mean()
+
+
+def drawn_loss(found: Tensor, meant: Tensor) -> Tensor:
+    """Error of the shares (2, 3) read from two drawn scans of one patient, and of the difference between the two."""
+    return share_loss(found, meant) + share_loss(found[:1] - found[1:], meant[:1] - meant[1:])
 
 
 class SegmenterTask:
     """Dice + cross-entropy over the views + the error of the shares of the original tumour."""
 
-    def __init__(self, pool: Pool, preset: Preset, autoencoder: Autoencoder, denoiser: Denoiser | None = None) -> None:
+    def __init__(
+        self, pool: Pool, preset: Preset, autoencoder: Autoencoder, denoiser: Denoiser | None = None,
+        drawings: Drawings | None = None,
+    ) -> None:  # fmt: skip
         """Build the network from the global random state; without a denoiser no simulated scans are seen."""
         self.pool = pool
         self.preset = preset
         self.autoencoder = autoencoder
         self.denoiser = denoiser
+        self.drawings = drawings
         # places anywhere in the abdomen, many without a tumour: for whole scans of which nothing is known
         self.context: Any = getattr(pool, "context", None)
         simulated: tuple[View, ...] = ("simulated",) if denoiser is not None else ()
-        context: tuple[View, ...] = ("context",) if self.context is not None else ()
+        context: tuple[View, ...] = ("context", "context") if self.context is not None else ()
         self.views = SCANS + simulated + context
         self.device = next(autoencoder.parameters()).device
         self.text = text_encoder(preset.denoiser)
         self.training = preset.training.segmenter
-        self.network = Segmenter(preset.segmenter).to(self.device)
+        # this memory order takes two thirds of the time on a CPU
+        self.network = Segmenter(preset.segmenter).to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         # no extra weight for the tumour's classes: it made every doubtful voxel of vacated liver count as alive
         weight = torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0], device=self.device)
         self.criterion = DiceCELoss(
@@ -114,8 +132,6 @@ class SegmenterTask:
                 z = self.autoencoder.encode(torch.stack([before, after])[:, None].to(self.device))
                 z[1] += noise * torch.randn(z[1].shape, generator=generator).to(self.device)
                 images = self.autoencoder.decode(z)[:, 0].cpu()
-        if view == "decoded":
-            return images[1], before, labels
         spacing = float(pool.spacing_mm[patient])
         weight = torch.from_numpy(feather(np.asarray(pool.tumour_mask[patient][where]), np.diag([spacing] * 3 + [1.0])))
         classes = torch.where(weight >= 0.5, labels, labels_before)
@@ -166,7 +182,7 @@ class SegmenterTask:
             if view == "context":
                 cube, labels = self._context(patient, rng)
                 flips = random_flips(rng)
-                scan = self._augment(cube, rng).flip(flips)
+                scan = self._augment([cube], rng)[0].flip(flips)
                 empty = torch.zeros_like(scan)
                 inputs.append(segmenter_input(scan, scan, empty))
                 classes.append(labels.flip(flips))
@@ -186,24 +202,55 @@ class SegmenterTask:
                 mask = torch.zeros_like(mask)
             flips = random_flips(rng)
             masks.append(self._mask(patient, where).flip(flips))
-            scan = self._augment(cube, rng)
-            # the engine segments the scan before treatment beside itself, to the bit; others are two scans
-            beside = scan if view == "pre" else self._augment(before, rng)
+            if view in COMPOSED:
+                scan, beside = self._augment([cube, before], rng)
+            else:
+                scan, beside = self._augment([cube], rng)[0], self._augment([before], rng)[0]
             inputs.append(segmenter_input(scan, beside, mask).flip(flips))
             classes.append(labels.flip(flips))
-        labels = torch.stack(classes).to(self.device)
-        logits = self.network(torch.stack(inputs).to(self.device))
-        share = share_loss(logits, labels, torch.stack(masks).to(self.device))
-        loss: Tensor = self.criterion(logits, labels[:, None]) + self.training.options["share_weight"] * share
-        return loss, {"share": float(share.detach())}
+        labels, inside = torch.stack(classes).to(self.device), torch.stack(masks).to(self.device)
+        options, count = self.training.options, len(inputs)
+        meant = None
+        if self.drawings is not None:
+            drawn, mask, meant = self._drawn_pair(self.drawings, rng)
+            inputs.extend(drawn)
+            inside = torch.cat([inside, torch.stack([mask, mask]).to(self.device)])
+        seen = torch.stack(inputs).to(self.device, memory_format=torch.channels_last_3d)
+        logits = self.network(seen)
+        found = found_shares(logits, inside, options["share_sharpness"])
+        share = share_loss(found[:count], true_shares(labels, inside[:count]))
+        loss: Tensor = self.criterion(logits[:count], labels[:, None]) + options["share_weight"] * share
+        told = {"share": float(share.detach())}
+        if meant is not None:
+            drawn_share = drawn_loss(found[count:], meant.to(self.device))
+            loss = loss + options["drawn_weight"] * drawn_share
+            told["drawn"] = float(drawn_share.detach())
+        return loss, told
+
+    def _drawn_pair(self, drawings: Drawings, rng: np.random.Generator) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Inputs of two drawn scans of one patient with the whole tumour, its mask, and the shares meant (2, 3)."""
+        row = int(rng.integers(len(drawings.patients)))
+        patient = int(drawings.patients[row])
+        tumour = np.asarray(self.pool.tumour_mask[patient]) > 0
+        where = crop_holding(tumour, self.training.crop, rng)
+        pair = rng.choice(drawings.scan.shape[1], size=2, replace=False)
+        window = self.preset.hu_window
+        cubes = [hu_to_unit(self.pool.pre[patient][where], window)]
+        cubes += [hu_to_unit(np.asarray(drawings.scan[row, protocol][where]), window) for protocol in pair]
+        before, *scans = self._augment(cubes, rng)
+        flips = random_flips(rng)
+        mask = torch.from_numpy(tumour[where])
+        inputs = [segmenter_input(scan, before, mask).flip(flips) for scan in scans]
+        meant = torch.from_numpy(np.array(drawings.shares[row][pair], dtype=np.float32))
+        return inputs, mask.flip(flips), meant[:, : len(DIVIDED)]
 
     @staticmethod
-    def _augment(cube: Tensor, rng: np.random.Generator) -> Tensor:
-        """Another scanner: a little contrast, offset (up to about 15 HU) and noise."""
+    def _augment(cubes: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
+        """Another scanner for scans of one shape: a little contrast, offset (up to about 15 HU) and noise."""
         scale, offset = 1.0 + 0.06 * rng.standard_normal(), 0.02 * rng.standard_normal()
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        noise = 0.02 * float(rng.random()) * torch.randn(cube.shape, generator=generator)
-        return (cube * scale + offset + noise).clamp(-1.0, 1.0)
+        noise = 0.02 * float(rng.random()) * torch.randn(cubes[0].shape, generator=generator)
+        return [(cube * scale + offset + noise).clamp(-1.0, 1.0) for cube in cubes]
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Figures on unseen patients, each under up to four protocols.
@@ -211,7 +258,7 @@ class SegmenterTask:
         Returns:
             dice_CLASS_VIEW: pooled, per class and of the whole tumour, before treatment (`pre`; `alone` with the mask
             hidden), on true scans after it (`post`), on what the engine shows (`composite`) and on simulated ones
-            (`simulated`, drawn from noise alone with the true shares: the right amounts, in places of its own).
+            (`simulated`: true ones noised and finished by the denoiser).
             viable_slope_VIEW, viable_r_VIEW: how much of the within-patient effect of the protocol on the viable
             share of the original tumour is found, see `effect_slope`.
         """
@@ -309,8 +356,18 @@ def train_segmenter(
     Raises:
         RunError: see `run_training`.
     """
+    drawings = None
+    number = int(preset.training.segmenter.options["drawn_patients"])
+    if denoiser is not None and number:
+        painter = Painter(autoencoder.eval(), denoiser.eval(), f"{autoencoder_id} {denoiser_id}")
+        # from the other end than the survival network's: it must see what the segmenter makes of new patients
+        chosen = [p for p in np.asarray(pool.train)[::-1] if fits(pool.tumour_mask[p], preset.training.segmenter.crop)]
+        patients = np.array(chosen[:number], dtype=np.int64)
+        folder = out / "drawings"
+        if len(patients):
+            drawings = Processes.join().in_turn(lambda: draw_pool(painter, pool, preset, patients, DRAWN_SEED, folder))
     torch.manual_seed(seed)
-    task = SegmenterTask(pool, preset, autoencoder.eval(), denoiser)
+    task = SegmenterTask(pool, preset, autoencoder.eval(), denoiser, drawings)
     return run_training(
         task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
         fingerprint=f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} {denoiser_id} seed {seed}",

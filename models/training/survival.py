@@ -21,11 +21,11 @@ from models.networks.preset import Preset
 from models.networks.survival import SurvivalNet, post_channel, record_vector
 from models.patch import feather
 from models.training.breslow import breslow_survival
+from models.training.drawings import composite
 from models.training.loop import Budget, Cadence, RunResult, run_training
 from models.training.losses import cox_efron, discrete_hazard_loss
 from models.training.pool import Pool, hu_to_unit, random_flips
 from models.training.processes import Processes
-from models.training.segmenter import composite
 from models.training.simulations import Simulations, Simulator, simulate_pool
 from models.weights import SurvivalBaseline
 

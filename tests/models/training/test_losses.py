@@ -16,7 +16,7 @@ from models.training.losses import (
     region_weights,
     weighted_l1,
 )
-from models.training.segmenter import share_loss
+from models.training.segmenter import drawn_loss, found_shares, share_loss, true_shares
 
 
 def brute_force_efron(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
@@ -141,9 +141,33 @@ def test_share_loss_is_the_squared_error_of_the_share_inside_the_mask() -> None:
     labels[0, 0, 0] = Tissue.VIABLE  # a quarter of the cube, half of the first mask
     mask = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
     mask[0, 0] = True  # found 1, true 1/2
-    assert share_loss(logits, labels, mask).item() == pytest.approx(0.5 * 0.25)  # no mask, no error
+
+    def loss() -> float:
+        return share_loss(found_shares(logits, mask, 1.0), true_shares(labels, mask)).item()
+
+    assert loss() == pytest.approx(0.5 * 0.25)  # no mask, no error
     mask[1] = True  # found 1/2, true 0
-    assert share_loss(logits, labels, mask).item() == pytest.approx(0.5 * (0.25 + 0.25))
+    assert loss() == pytest.approx(0.5 * (0.25 + 0.25))
+
+
+def test_sharpness_counts_the_most_likely_class_and_dead_tissue_counts_half() -> None:
+    logits = torch.zeros(1, 5, 1, 1, 2)
+    logits[0, Tissue.NECROTIC, 0, 0, 0] = 1.0
+    logits[0, Tissue.OIL, 0, 0, 1] = 1.0
+    mask = torch.ones(1, 1, 1, 2, dtype=torch.bool)
+    torch.testing.assert_close(found_shares(logits, mask, 50.0), torch.tensor([[0.0, 0.5, 0.5]]))
+    soft = np.e / (np.e + 4)  # of the class that leads by 1, beside four others
+    assert found_shares(logits, mask, 1.0)[0, 1].item() == pytest.approx((soft + 1 / (np.e + 4)) / 2)
+    none = torch.zeros(1, 3)
+    assert share_loss(none, torch.tensor([[0.2, 0.0, 0.0]])).item() == pytest.approx(0.04)
+    assert share_loss(none, torch.tensor([[0.0, 0.2, 0.2]])).item() == pytest.approx(0.04)
+
+
+def test_drawn_loss_by_hand() -> None:
+    meant = torch.tensor([[0.7, 0.0, 0.0], [0.3, 0.0, 0.0]])
+    found = torch.tensor([[0.5, 0.0, 0.0], [0.5, 0.0, 0.0]])  # right on average, no difference between the two
+    assert drawn_loss(found, meant).item() == pytest.approx(0.04 + 0.16)
+    assert drawn_loss(meant, meant).item() == 0.0
 
 
 def test_discrete_hazard_by_hand_and_censored_patients_are_not_dead() -> None:
