@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.engine import Engine, Job, Prepared
+from models.networks.localiser import Region
 from models.patch import TUMOUR_LABEL, Patch, lesion_components, resample_to_grid
 from models.phantom.anatomy import render_anatomy
 from models.phantom.cohort import CASE_SHAPE, case_affine
@@ -21,7 +22,6 @@ from models.phantom.render import render
 from models.phantom.response import log_hazard, respond
 from models.response import VIABLE
 from models.volume import Volume
-from models.whole_volume import LIVER
 from tools.segment import tissue_ml
 
 
@@ -88,7 +88,7 @@ class AnotherPatientsImage(Variant):
         scan = render(other, affine, CASE_SHAPE)
         volume = Volume(np.rint(scan.hu).astype(np.int16), affine)
         further = (scan.organs == TUMOUR_LABEL) & (lesion_components(scan.organs, affine).index != 1)
-        self._other = base.prepare(volume, np.where(further, LIVER, scan.organs), other.record)
+        self._other = base.prepare(volume, np.where(further, Region.LIVER, scan.organs), other.record)
 
     def simulate_differences(
         self, prepared: Prepared, jobs: Sequence[Job], steps: int | None = None

@@ -321,7 +321,7 @@ class Engine:
         Args:
             patches: (N, S, S, S) HU.
             before: the same patches before treatment, in HU; `patches` themselves where those are segmented.
-            mask: (N, S, S, S) tumour before treatment; all False where it is not known.
+            mask: (N, S, S, S) tumour before treatment.
 
         Returns:
             (N, S, S, S).
@@ -344,12 +344,13 @@ class Engine:
         Raises:
             TransientToolError: out of memory.
         """
-        preset = self.model.preset
+        preset = self.model.preset.localiser
 
         def logits(x: Tensor) -> Tensor:
-            return self._batched(self.model.segmenter, [x])
+            return self._batched(self.model.localiser, [x])
 
-        return segment_whole(logits, volume, preset.size, preset.spacing_mm, preset.hu_window)
+        window = self.model.preset.hu_window
+        return segment_whole(logits, volume, preset.window, preset.spacing_mm, window, self.batch)
 
     def log_risk(
         self,

@@ -1,4 +1,4 @@
-"""The weight bundle of a world model: four safetensors files and a manifest with their hashes.
+"""The weight bundle of a world model: five safetensors files and a manifest with their hashes.
 
 Tensors are stored as float16 and computed in float32 or bfloat16. Nothing is ever unpickled. The sizes of the networks
 come from the manifest, so a bundle loads even after the preset file has moved on.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -25,15 +25,17 @@ from models.errors import WeightsError
 from models.networks.action import TextEncoder, text_encoder
 from models.networks.autoencoder import Autoencoder
 from models.networks.denoiser import Denoiser
+from models.networks.localiser import Localiser
 from models.networks.preset import Preset
 from models.networks.segmenter import Segmenter
 from models.networks.survival import SurvivalNet
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
-FORMAT = 1
-PartName = Literal["autoencoder", "denoiser", "segmenter", "survival"]
-PARTS: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "survival")
+FORMAT = 2
+PartName = Literal["autoencoder", "denoiser", "segmenter", "localiser", "survival"]
+PARTS: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "localiser", "survival")
+"""The networks in the order in which they are trained."""
 Origin = Literal["synthetic", "real", "mixed", "untrained"]
 
 
@@ -76,7 +78,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class WorldModel:
-    """Four networks in evaluation mode on one device.
+    """Five networks in evaluation mode on one device.
 
     `weights_hash` identifies the weights; `origin` says what they were trained on ("untrained" for random ones).
     """
@@ -84,6 +86,7 @@ class WorldModel:
     autoencoder: Autoencoder
     denoiser: Denoiser
     segmenter: Segmenter
+    localiser: Localiser
     survival: SurvivalNet
     preset: Preset
     weights_hash: str
@@ -109,6 +112,8 @@ def build_network(name: PartName, preset: Preset) -> nn.Module:
         return Denoiser(preset.denoiser, preset.autoencoder.latent_channels)
     if name == "segmenter":
         return Segmenter(preset.segmenter)
+    if name == "localiser":
+        return Localiser(preset.localiser)
     return SurvivalNet(preset.survival)
 
 
@@ -166,7 +171,7 @@ def save_world_model(
     """Write a bundle.
 
     Args:
-        networks: all four parts.
+        networks: all parts.
         preset: the sizes they were built with.
         folder: made if missing; its bundle is replaced, the manifest last.
         origin: what the weights were trained on.
@@ -208,19 +213,20 @@ def read_manifest(folder: Path = DEFAULT_WEIGHTS) -> Manifest:
     """Read and check `manifest.json` without loading tensors.
 
     Raises:
-        WeightsError: missing, not readable, of another format, or without one of the four parts.
+        WeightsError: missing, not readable, of another format, or without one of the parts.
     """
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        if (found := content["format"]) != FORMAT:
+            raise WeightsError(f"{path} has format {found}, but this version reads format {FORMAT}; train again.")
+        manifest = Manifest.model_validate(content)
     except FileNotFoundError as error:
         raise WeightsError(
             f"There are no model weights in {folder} ({MANIFEST} is missing); train them with `mewm train all`."
         ) from error
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"The weights manifest {path} can't be read; restore the folder or train again.") from error
-    if manifest.format != FORMAT:
-        raise WeightsError(f"{path} has format {manifest.format}, but this version reads format {FORMAT}; train again.")
     if absent := [name for name in PARTS if f"{name}.safetensors" not in manifest.files]:
         raise WeightsError(f"{path} does not list the {absent[0]}; restore the folder or train again.")
     return manifest

@@ -1,4 +1,4 @@
-"""Liver and tumour on a whole CT: the segmenter in a sliding window, and the clean-up that the paper's code does.
+"""Liver and tumour on a whole CT: the localiser in a sliding window, and the clean-up that the paper's code does.
 
 Nothing is known beforehand: no mask, no earlier scan. The window has the size that the network was trained on.
 """
@@ -14,7 +14,7 @@ from monai.inferers import sliding_window_inference
 from scipy import ndimage
 from torch import Tensor
 
-from models.networks.segmenter import Tissue, segmenter_input
+from models.networks.localiser import Region
 from models.patch import OUTSIDE_HU, resample_to_grid, spacing_of
 from models.volume import Volume
 
@@ -22,7 +22,6 @@ OVERLAP = 0.5
 BODY_HU = -300.0
 CLOSING_VOXELS = 5  # edge of the box that closes and widens the liver, as in the paper's validation script
 SMALLEST_VOXELS, SMALLEST_RADIUS_MM = 20, 3.0  # tumours below either are dropped, as there
-LIVER, TUMOUR = 1, 2
 
 
 def segment_whole(
@@ -32,8 +31,8 @@ def segment_whole(
     """Labels of a CT on its own grid: 0 other, 1 liver, 2 tumour (living or dead).
 
     Args:
-        network: `segmenter_input` (N, 3, S, S, S) -> logits (N, 5, S, S, S), on any device, both on the CPU.
-        volume: the CT.
+        network: CT (N, 1, S, S, S) in [-1, 1] -> logits (N, 3, S, S, S) of `Region`; both on the CPU.
+        volume: the CT, in this program's orientation.
         size: S.
         spacing_mm: of the grid that the network works on.
         window: HU that become -1 and 1.
@@ -50,11 +49,17 @@ def segment_whole(
     scan = resample_to_grid(hu, affine, grid, shape, outside=None)
     low, high = window
     unit = torch.from_numpy((np.clip(scan, low, high) - low) * (2.0 / (high - low)) - 1.0).float()
-    seen = segmenter_input(unit, unit, torch.zeros_like(unit))[None]
     floor = (max(OUTSIDE_HU, low) - low) * (2.0 / (high - low)) - 1.0
     logits = sliding_window_inference(
-        seen, (size,) * 3, batch, network, overlap=OVERLAP, mode="gaussian", padding_mode="constant", cval=floor
-    )
+        unit[None, None],
+        (size,) * 3,
+        batch,
+        network,
+        overlap=OVERLAP,
+        mode="gaussian",
+        padding_mode="constant",
+        cval=floor,
+    )  # fmt: skip
     assert isinstance(logits, Tensor)
     coarse = clean_up(logits.argmax(dim=1)[0].numpy().astype(np.uint8), spacing_mm)
     back = np.zeros(volume.data.shape, dtype=np.uint8)
@@ -64,31 +69,28 @@ def segment_whole(
     return back
 
 
-def clean_up(classes: npt.NDArray[np.uint8], spacing_mm: float) -> npt.NDArray[np.uint8]:
+def clean_up(regions: npt.NDArray[np.uint8], spacing_mm: float) -> npt.NDArray[np.uint8]:
     """Keep the largest liver and the tumours in it.
 
     Args:
-        classes: (X, Y, Z) of `Tissue`.
+        regions: (X, Y, Z) of `Region`.
         spacing_mm: edge of a voxel.
-
-    Returns:
-        0 other, 1 liver, 2 tumour.
     """
-    organ = classes != Tissue.BACKGROUND
+    organ = regions != Region.OTHER
     parts, count = ndimage.label(organ)
     if not count:
-        return np.zeros_like(classes)
+        return np.zeros_like(regions)
     organ = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
     box = np.ones((CLOSING_VOXELS,) * 3, dtype=bool)
     near = ndimage.binary_dilation(ndimage.binary_closing(organ, box), box)
-    tumour = (classes >= Tissue.VIABLE) & near
+    tumour = (regions == Region.TUMOUR) & near
     lumps, _ = ndimage.label(tumour)
     sizes = np.bincount(lumps.ravel())
     radius = np.cbrt(0.75 * sizes * spacing_mm**3 / np.pi)
     large = (sizes >= SMALLEST_VOXELS) & (radius >= SMALLEST_RADIUS_MM)
     large[0] = False
-    out = np.where(organ, LIVER, 0).astype(np.uint8)
-    out[large[lumps]] = TUMOUR
+    out = np.where(organ, Region.LIVER, Region.OTHER).astype(np.uint8)
+    out[large[lumps]] = Region.TUMOUR
     return out
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COMMAND = "command.txt"
 DATA = "data.json"
-ORDER: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "survival")
+ORDER: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "localiser", "survival")
 
 Data = Annotated[Path, typer.Option(help="Pool made by `mewm data pool`, or a folder of imported, registered cases.")]
 Given = Annotated[
@@ -133,7 +133,7 @@ def train_all(
     data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, steps: Steps = None, resume: Resume = False,
     given: Given = None, mix: Mix = None, change: Change = None, device: Device = "auto",
 ) -> None:  # fmt: skip
-    """Train all four networks in turn, each for the minutes of the preset."""
+    """Train all networks in turn, each for the minutes of the preset."""
     _run(ORDER, data, out, preset, seed, None, steps, resume, given, mix, change, device)
 
 

@@ -106,12 +106,6 @@ class Scene:
         grids = [Grid.from_affine(patch.affine, (patch.size,) * 3) for patch in self.prepared.patches]
         return [render_anatomy(self.patient, grid) for grid in grids]
 
-    def tissue_before(self) -> npt.NDArray[np.uint8]:
-        """The phantom's tissue classes before treatment on the first patch, (1, S, S, S)."""
-        patch = self.prepared.patches[0]
-        scan = render(self.patient, patch.affine, (patch.size,) * 3, anatomy=self._anatomies[0])
-        return scan.tissue[None]
-
     def near(self, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Tissue classes within 5 mm of the original tumour, 0 elsewhere."""
         return np.where(self.prepared.near > 0, classes, 0).astype(np.uint8)

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice
-from scipy import ndimage
 
 from evals.model_card.figures import Figure, mean_figure, share_figure
 from evals.model_card.scene import FollowUp, Scene
 from models.engine import Engine
-from models.patch import spacing_of
+from models.networks.localiser import Region
+from models.networks.segmenter import Tissue
+from models.patch import TUMOUR_LABEL, spacing_of
 from models.phantom.cohort import CASE_SHAPE, case_affine
 from models.phantom.patient import draw_patient
 from models.phantom.render import render
@@ -25,8 +26,6 @@ from tools.measure_response import lesion_states
 from tools.workspace import LIVER_LABELS
 
 Mask = npt.NDArray[np.bool_]
-LIVER, TUMOUR = 1, 2
-LIVER_MARGIN_MM = 16.0
 VIEWS = ("pre", "post", "simulated_post")
 
 
@@ -37,14 +36,14 @@ def overlap(found: Mask, true: Mask) -> float | None:
     return float(compute_dice(_batch(found), _batch(true), ignore_empty=False))
 
 
-def surface_mm(found: Mask, true: Mask, spacing_mm: float) -> float | None:
+def surface_mm(found: Mask, true: Mask, spacing_mm: Sequence[float]) -> float | None:
     """Mean symmetric distance of the surfaces in mm (MONAI); None where one of the masks is empty."""
     if not (found.any() and true.any()):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it passes itself
         distance = compute_average_surface_distance(
-            _batch(found), _batch(true), include_background=True, symmetric=True, spacing=[spacing_mm] * 3
+            _batch(found), _batch(true), include_background=True, symmetric=True, spacing=list(spacing_mm)
         )
     return float(distance)
 
@@ -61,18 +60,32 @@ def score_classes(scene: Scene, found: npt.NDArray[np.uint8], true: npt.NDArray[
         found: (L, S, S, S) classes from the network, all of the cube.
         true: The same from the phantom.
     """
-    spacing = scene.prepared.patches[0].spacing_mm
+    spacing = [scene.prepared.patches[0].spacing_mm] * 3
     mine, truth = found[0], true[0]
-    out: dict[str, float | None] = {}
-    # the liver with what lies in it: the outline of the organ
-    for name, one, other in (
-        ("liver", mine >= LIVER, truth >= LIVER), ("tumour", mine >= VIABLE, truth >= VIABLE),
-    ):  # fmt: skip
-        out[f"{name}_dice"] = overlap(one, other)
-        out[f"{name}_surface_mm"] = surface_mm(one, other, spacing)
+    out = _outlines(mine >= Tissue.LIVER, truth >= Tissue.LIVER, mine >= VIABLE, truth >= VIABLE, spacing)
     for offset, name in enumerate(("viable", "necrotic", "oil")):
         out[f"{name}_dice"] = overlap(mine == VIABLE + offset, truth == VIABLE + offset)
     return out
+
+
+def score_regions(scene: Scene) -> dict[str, float | None]:
+    """Scores of the scan before treatment, the whole of it and no mask given."""
+    found = scene.engine.segment_volume(scene.volume)
+    tumour, liver = scene.labels == TUMOUR_LABEL, np.isin(scene.labels, LIVER_LABELS)
+    spacing = [float(mm) for mm in spacing_of(scene.volume.affine)]
+    return _outlines(found >= Region.LIVER, liver, found == Region.TUMOUR, tumour, spacing)
+
+
+def _outlines(
+    liver: Mask, true_liver: Mask, tumour: Mask, true_tumour: Mask, spacing_mm: Sequence[float]
+) -> dict[str, float | None]:
+    """Scores of the outlines of the organ, with what lies in it, and of the tumour."""
+    return {
+        "liver_dice": overlap(liver, true_liver),
+        "liver_surface_mm": surface_mm(liver, true_liver, spacing_mm),
+        "tumour_dice": overlap(tumour, true_tumour),
+        "tumour_surface_mm": surface_mm(tumour, true_tumour, spacing_mm),
+    }
 
 
 def measure_segmentation(scene: Scene, true: FollowUp, read: FollowUp, simulated: FollowUp) -> dict[str, Any]:
@@ -84,12 +97,9 @@ def measure_segmentation(scene: Scene, true: FollowUp, read: FollowUp, simulated
         read: The same scan with the tissue that was found in it.
         simulated: A simulated one of the same protocol, with the tissue that was found in it.
     """
-    engine, prepared = scene.engine, scene.prepared
-    before = np.rint(prepared.pre).astype(np.int16)
-    hidden = np.zeros(before.shape, bool)
-    pre_found = engine.segment(before[:1], before[:1], hidden[:1])
+    prepared = scene.prepared
     views = {
-        "pre": score_classes(scene, pre_found, scene.tissue_before()),
+        "pre": score_regions(scene),
         "post": score_classes(scene, read.all_tissue, true.all_tissue),
         "simulated_post": score_classes(scene, simulated.all_tissue, true.all_tissue),
     }
@@ -103,25 +113,18 @@ def measure_segmentation(scene: Scene, true: FollowUp, read: FollowUp, simulated
 
 
 def measure_tumour_free(seed: int, engine: Engine) -> dict[str, Any]:
-    """A patient whose tumours were never drawn: what is called tumour all the same in the whole liver, in ml.
+    """A patient whose tumours were never drawn: what is called tumour all the same in the whole CT, in ml.
 
-    The sliding window with the paper's post-processing, without any mask; the CT is cut to the liver's box.
+    The sliding window with the paper's post-processing, without any mask.
     """
     affine = case_affine()
     scan = render(draw_patient(seed), affine, CASE_SHAPE, with_tumour=False)
-    margin = np.ceil(LIVER_MARGIN_MM / spacing_of(affine)).astype(int)
-    box = tuple(
-        slice(max(part.start - int(m), 0), part.stop + int(m))
-        for part, m in zip(ndimage.find_objects((scan.organs > 0).astype(np.uint8))[0], margin, strict=True)
-    )
-    affine[:3, 3] += spacing_of(affine) * [part.start for part in box]
-    volume = Volume(np.rint(scan.hu[box]).astype(np.int16), affine)
+    volume = Volume(np.rint(scan.hu).astype(np.int16), affine)
     found = engine.segment_volume(volume)
-    true = np.isin(scan.organs[box], LIVER_LABELS)
     return {
         "seed": seed,
-        "false_ml": float((found == TUMOUR).sum()) * volume.voxel_ml,
-        "liver_dice": overlap(found >= LIVER, true),
+        "false_ml": float((found == Region.TUMOUR).sum()) * volume.voxel_ml,
+        "liver_dice": overlap(found >= Region.LIVER, np.isin(scan.organs, LIVER_LABELS)),
     }
 
 

@@ -1,1 +1,1 @@
-"""The four networks of the world model: autoencoder, denoiser with its action encoder, segmenter, survival network."""
+"""The networks of the world model: autoencoder, denoiser, segmenter, localiser and survival network."""

@@ -11,6 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.errors import InputError, WeightsError
 
+BEFORE = {
+    "autoencoder": (),
+    "denoiser": ("autoencoder",),
+    "segmenter": ("autoencoder", "denoiser"),
+    "localiser": (),
+    "survival": ("autoencoder", "denoiser", "segmenter"),
+}
+"""The networks, each with those that its training uses."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +69,14 @@ class SegmenterPreset(_Part):
     filters: tuple[int, ...]
 
 
+class LocaliserPreset(_Part):
+    """Sizes of the DynUNet that looks at whole scans, and of what it sees at once."""
+
+    filters: tuple[int, ...]
+    spacing_mm: float = Field(gt=0, description="voxel edge of the grid that a scan is brought to")
+    window: int = Field(ge=8, description="edge of the sliding window in voxels")
+
+
 class SurvivalPreset(_Part):
     """Sizes of the MC3-18 encoder and of the two-way transformer."""
 
@@ -78,7 +95,7 @@ class SurvivalPreset(_Part):
 class TrainingPreset(_Part):
     """How one network is trained. `minutes` bounds the time in training steps, validation apart, and sets the schedule.
 
-    `crop` is the edge of the random cubes (voxels) that an autoencoder or segmenter sees.
+    `crop` is the edge of the random cubes (voxels) that an autoencoder, segmenter or localiser sees.
     """
 
     minutes: float = Field(gt=0)
@@ -99,6 +116,7 @@ class TrainingPresets(_Part):
     autoencoder: TrainingPreset
     denoiser: TrainingPreset
     segmenter: TrainingPreset
+    localiser: TrainingPreset
     survival: TrainingPreset
 
 
@@ -112,6 +130,7 @@ class Preset(_Part):
     autoencoder: AutoencoderPreset
     denoiser: DenoiserPreset
     segmenter: SegmenterPreset
+    localiser: LocaliserPreset
     survival: SurvivalPreset
     training: TrainingPresets
 
@@ -140,7 +159,8 @@ class Preset(_Part):
     def fingerprint(self, part: str) -> str:
         """Text that two presets share exactly when the training of `part` would be the same run."""
         own = getattr(self.training, part).model_dump_json()
-        return f"{part} {self.model_dump_json(exclude={'training'})} {own}"
+        others = set(type(self.training).model_fields) - {part, *BEFORE[part]}
+        return f"{part} {self.model_dump_json(exclude={'name', 'training', *others})} {own}"
 
     @classmethod
     def load(cls, name: str, changes: Sequence[str] = ()) -> Preset:

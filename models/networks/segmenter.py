@@ -6,6 +6,7 @@ reads it beside the scan before treatment; so does this network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
@@ -34,12 +35,22 @@ def segmenter_input(scan: Tensor, before: Tensor, mask: Tensor) -> Tensor:
     Args:
         scan: (..., S, S, S) CT to segment, in [-1, 1].
         before: CT before treatment, in [-1, 1]; the scan itself where that is the one to segment.
-        mask: tumour before treatment, 0 or 1; all 0 where it is not known.
+        mask: tumour before treatment, 0 or 1.
 
     Returns:
         (..., 3, S, S, S), the three in this order.
     """
     return torch.stack([scan, before, mask.to(scan.dtype)], dim=-4)
+
+
+def dyn_unet(inputs: int, outputs: int, filters: Sequence[int]) -> DynUNet:
+    """MONAI's network after nnU-Net; every filter after the first halves the grid."""
+    levels = len(filters)
+    return DynUNet(
+        spatial_dims=3, in_channels=inputs, out_channels=outputs, kernel_size=[3] * levels,
+        strides=[1] + [2] * (levels - 1), upsample_kernel_size=[2] * (levels - 1), filters=filters,
+        norm_name=("INSTANCE", {"affine": True}),
+    )  # fmt: skip
 
 
 class Segmenter(nn.Module):
@@ -48,12 +59,7 @@ class Segmenter(nn.Module):
     def __init__(self, preset: SegmenterPreset) -> None:
         """Build with random weights; every filter after the first halves the grid."""
         super().__init__()
-        levels = len(preset.filters)
-        self.net = DynUNet(
-            spatial_dims=3, in_channels=CHANNELS, out_channels=len(Tissue), kernel_size=[3] * levels,
-            strides=[1] + [2] * (levels - 1), upsample_kernel_size=[2] * (levels - 1), filters=preset.filters,
-            norm_name=("INSTANCE", {"affine": True}),
-        )  # fmt: skip
+        self.net = dyn_unet(CHANNELS, len(Tissue), preset.filters)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, float32. The edge of x must be divisible by 2 to the number of levels less one."""

@@ -1,1 +1,1 @@
-"""Training of the four networks: one file per network, one loop, resumable checkpoints."""
+"""Training of the networks: one file per network, one loop, resumable checkpoints."""

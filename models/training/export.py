@@ -1,4 +1,4 @@
-"""Trained networks on disk: what a finished run left, and the bundle made of four of them."""
+"""Trained networks on disk: what a finished run left, and the bundle made of them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load_trained_autoencoder(run: Path, preset: Preset) -> tuple[Autoencoder, st
 def export_bundle(
     run: Path, preset: Preset, folder: Path, *, origin: Origin, provenance: Mapping[str, str]
 ) -> Manifest:
-    """Write the bundle of a run whose four networks are trained.
+    """Write the bundle of a run whose networks are trained.
 
     Args:
         run: the `--out` folder of the training commands.

@@ -1,4 +1,4 @@
-"""The training loop that all four networks share: budget, schedule, EMA, metrics, pictures, checkpoints, resume.
+"""The training loop that all networks share: budget, schedule, EMA, metrics, pictures, checkpoints, resume.
 
 It works on the device that the network lies on, in one process or in several that torchrun started, with or without an
 adversary. Metrics go to a CSV file and, where it is installed, to TensorBoard.

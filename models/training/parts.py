@@ -1,4 +1,4 @@
-"""Trains one of the four networks, with what it needs of those that were trained before it in the same folder."""
+"""Trains one of the networks, with what it needs of those that were trained before it in the same folder."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from models.training.autoencoder import train_autoencoder
 from models.training.denoiser import train_denoiser
 from models.training.drawings import Painter
 from models.training.export import load_trained, load_trained_autoencoder
+from models.training.localiser import train_localiser
 from models.training.loop import FINAL, RunResult
 from models.training.pool import Pool
 from models.training.segmenter import train_segmenter
@@ -53,7 +54,7 @@ def train_part(
     """Train one network in `out/<name>`.
 
     The segmenter sees simulated scans where a trained denoiser lies in `out`, the survival network where denoiser and
-    segmenter do; in the order autoencoder, denoiser, segmenter, survival both have what they need.
+    segmenter do; in the order of `PARTS` both have what they need.
 
     Args:
         name: of the network.
@@ -70,6 +71,8 @@ def train_part(
     """
     if name == "autoencoder":
         return train_autoencoder(pool, preset, out / name, device=device, **budget)
+    if name == "localiser":
+        return train_localiser(pool, preset, out / name, device=device, **budget)
     autoencoder, identity = load_trained_autoencoder(out, preset)
     autoencoder.to(device)
     common: dict[str, Any] = {"autoencoder_id": identity, **budget}

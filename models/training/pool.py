@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from typing import Protocol as Interface
 
@@ -93,3 +94,14 @@ def crop_holding(mask: Array, edge: int, rng: np.random.Generator) -> tuple[slic
 def random_flips(rng: np.random.Generator) -> tuple[int, ...]:
     """Axes (of a (N, 1, X, Y, Z) or (X, Y, Z) array, counted from the end) to mirror."""
     return tuple(axis for axis in (-3, -2, -1) if rng.random() < 0.5)
+
+
+def another_scanner(cubes: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """Cubes of one shape in [-1, 1] as another scanner would show them.
+
+    A little contrast, offset (up to about 15 HU) and noise, the same for all of them.
+    """
+    scale, offset = 1.0 + 0.06 * rng.standard_normal(), 0.02 * rng.standard_normal()
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise = 0.02 * float(rng.random()) * torch.randn(cubes[0].shape, generator=generator)
+    return [(cube * scale + offset + noise).clamp(-1.0, 1.0) for cube in cubes]

@@ -2,7 +2,7 @@
 
 The engine shows the segmenter a composite: the scan before + feather * (decoded after - decoded before). Decoding blurs
 thin structures, so a segmenter that had only seen sharp scans would miss them. Beside each scan the network sees the
-one before treatment and the tumour's mask, which is hidden in some samples so that tumours are found without it too.
+one before treatment and the tumour's mask.
 
 Simulated scans are noised true ones that the denoiser finishes: they look like its drawings, yet the true labels hold.
 Drawn scans are those that planning reads, from noise alone. Where their tissues lie nobody knows, but how much of each
@@ -11,9 +11,8 @@ was meant to be drawn is known: two protocols of a patient have to be told apart
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,7 @@ from models.training.drawings import Drawings, Painter, composite, draw_pool
 from models.training.latents import latent_mask
 from models.training.loop import Budget, Cadence, RunResult, run_training
 from models.training.pictures import mosaic
-from models.training.pool import Pool, crop_around, crop_holding, fits, hu_to_unit, random_flips
+from models.training.pool import Pool, another_scanner, crop_around, crop_holding, fits, hu_to_unit, random_flips
 from models.training.processes import Processes
 from models.training.response import effect_slope, shares_of
 
@@ -42,7 +41,7 @@ FINISHING_STEPS = 3
 DIVIDED = (Tissue.VIABLE, Tissue.NECROTIC, Tissue.OIL)
 EXACT = 1e4  # sharpness that makes 0 and 1 of one-hot classes
 DRAWN_SEED = 1  # of the noise
-View = Literal["pre", "post", "composite", "simulated", "context"]
+View = Literal["pre", "post", "composite", "simulated"]
 SCANS: tuple[View, ...] = ("pre", "post", "composite")
 COMPOSED: tuple[View, ...] = ("pre", "composite", "simulated")
 """Views that share their scanner, and outside of the tumour every voxel, with the scan before treatment."""
@@ -91,11 +90,8 @@ class SegmenterTask:
         self.autoencoder = autoencoder
         self.denoiser = denoiser
         self.drawings = drawings
-        # places anywhere in the abdomen, many without a tumour: for whole scans of which nothing is known
-        self.context: Any = getattr(pool, "context", None)
         simulated: tuple[View, ...] = ("simulated",) if denoiser is not None else ()
-        context: tuple[View, ...] = ("context", "context") if self.context is not None else ()
-        self.views = SCANS + simulated + context
+        self.views = SCANS + simulated
         self.device = next(autoencoder.parameters()).device
         self.text = text_encoder(preset.denoiser)
         self.training = preset.training.segmenter
@@ -159,16 +155,6 @@ class SegmenterTask:
         )  # fmt: skip
         return self.autoencoder.decode(torch.cat([z[:1], done]))[:, 0].cpu()
 
-    def _context(self, patient: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A cube (X, Y, Z) of a place anywhere in the abdomen, and its classes; the rest of a larger crop is air."""
-        edge, crop = self.context.shape[1], self.training.crop
-        start = rng.integers(0, max(edge - crop, 0) + 1, size=3)
-        where = tuple(slice(int(at), int(at) + min(crop, edge)) for at in start)
-        missing = (0, max(crop - edge, 0)) * 3
-        cube = hu_to_unit(self.context[patient][where], self.preset.hu_window)
-        labels = torch.from_numpy(np.array(self.pool.context_labels[patient][where], dtype=np.int64))  # type: ignore[attr-defined]
-        return nn.functional.pad(cube, missing, value=-1.0), nn.functional.pad(labels, missing)
-
     def _mask(self, patient: int, where: tuple[slice, slice, slice]) -> Tensor:
         """Tumour before treatment (X, Y, Z), bool."""
         return torch.from_numpy(np.asarray(self.pool.tumour_mask[patient][where]) > 0)
@@ -179,33 +165,20 @@ class SegmenterTask:
         for _ in range(self.training.batch):
             patient, protocol = int(rng.choice(self.pool.train)), int(rng.integers(self.pool.post.shape[1]))
             view = self.views[int(rng.integers(len(self.views)))]
-            if view == "context":
-                cube, labels = self._context(patient, rng)
-                flips = random_flips(rng)
-                scan = self._augment([cube], rng)[0].flip(flips)
-                empty = torch.zeros_like(scan)
-                inputs.append(segmenter_input(scan, scan, empty))
-                classes.append(labels.flip(flips))
-                masks.append(empty > 0)
-                continue
             tumour = np.asarray(self.pool.tumour_mask[patient])
-            # livers without a tumour must be seen too
-            elsewhere = rng.random() < self.training.options["elsewhere"]
-            where = crop_around(np.zeros_like(tumour) if elsewhere else tumour, self.training.crop, rng)
+            where = crop_around(tumour, self.training.crop, rng)
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             noise = self.training.options["decoded_noise"] * float(rng.random())
             if view == "simulated":
                 noise = float(rng.uniform(*START))
             cube, before, labels = self._view(patient, protocol, view, where, noise, generator)
             mask = self._mask(patient, where)
-            if rng.random() < self.training.options["mask_hidden"]:
-                mask = torch.zeros_like(mask)
             flips = random_flips(rng)
-            masks.append(self._mask(patient, where).flip(flips))
+            masks.append(mask.flip(flips))
             if view in COMPOSED:
-                scan, beside = self._augment([cube, before], rng)
+                scan, beside = another_scanner([cube, before], rng)
             else:
-                scan, beside = self._augment([cube], rng)[0], self._augment([before], rng)[0]
+                scan, beside = another_scanner([cube], rng)[0], another_scanner([before], rng)[0]
             inputs.append(segmenter_input(scan, beside, mask).flip(flips))
             classes.append(labels.flip(flips))
         labels, inside = torch.stack(classes).to(self.device), torch.stack(masks).to(self.device)
@@ -237,28 +210,20 @@ class SegmenterTask:
         window = self.preset.hu_window
         cubes = [hu_to_unit(self.pool.pre[patient][where], window)]
         cubes += [hu_to_unit(np.asarray(drawings.scan[row, protocol][where]), window) for protocol in pair]
-        before, *scans = self._augment(cubes, rng)
+        before, *scans = another_scanner(cubes, rng)
         flips = random_flips(rng)
         mask = torch.from_numpy(tumour[where])
         inputs = [segmenter_input(scan, before, mask).flip(flips) for scan in scans]
         meant = torch.from_numpy(np.array(drawings.shares[row][pair], dtype=np.float32))
         return inputs, mask.flip(flips), meant[:, : len(DIVIDED)]
 
-    @staticmethod
-    def _augment(cubes: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
-        """Another scanner for scans of one shape: a little contrast, offset (up to about 15 HU) and noise."""
-        scale, offset = 1.0 + 0.06 * rng.standard_normal(), 0.02 * rng.standard_normal()
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        noise = 0.02 * float(rng.random()) * torch.randn(cubes[0].shape, generator=generator)
-        return [(cube * scale + offset + noise).clamp(-1.0, 1.0) for cube in cubes]
-
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Figures on unseen patients, each under up to four protocols.
 
         Returns:
-            dice_CLASS_VIEW: pooled, per class and of the whole tumour, before treatment (`pre`; `alone` with the mask
-            hidden), on true scans after it (`post`), on what the engine shows (`composite`) and on simulated ones
-            (`simulated`: true ones noised and finished by the denoiser).
+            dice_CLASS_VIEW: pooled, per class and of the whole tumour, before treatment (`pre`), on true scans after it
+            (`post`), on what the engine shows (`composite`) and on simulated ones (`simulated`: true ones noised and
+            finished by the denoiser).
             viable_slope_VIEW, viable_r_VIEW: how much of the within-patient effect of the protocol on the viable
             share of the original tumour is found, see `effect_slope`.
         """
@@ -281,7 +246,6 @@ class SegmenterTask:
             mask = self._mask(patient, where)
             cube, before, labels = self._view(patient, 0, "pre", where, 0.0, None)
             count("pre", _classes(network, cube, before, mask), labels)
-            count("alone", _classes(network, cube, before, torch.zeros_like(mask)), labels)
             for view, (true, found) in shares.items():
                 true.append([])
                 found.append([])

@@ -102,13 +102,13 @@ def shrink(preset: Preset) -> Preset:
         "text_dim": 8, "action_dim": 8, "steps": 2,
     }  # fmt: skip
     small["segmenter"] |= {"filters": (4, 8, 8)}
+    small["localiser"] |= {"filters": (4, 8, 8), "window": 16}
     small["survival"] |= {"width": 4, "heads": 2, "depth": 1}
     for part in small["training"].values():
         part |= {"batch": 2, "crop": 16, "warmup_steps": 2}
     small["training"]["denoiser"]["batch"] = 4
     small["training"]["denoiser"]["options"] |= {"response_steps": 30, "attenuation_share": 0.5}
     small["training"]["autoencoder"]["options"] |= {"critic_from": 0.2, "adversarial_from": 0.3}
-    small["training"]["segmenter"]["options"] |= {"elsewhere": 0.0, "mask_hidden": 0.1}
     small["training"]["survival"]["options"] |= {"simulated_patients": 4}
     small["training"]["survival"]["batch"] = 4
     return Preset.model_validate(small)

@@ -23,6 +23,7 @@ from models.training.denoiser import DenoiserTask, train_denoiser
 from models.training.drawings import Drawings
 from models.training.export import export_bundle, load_trained
 from models.training.latents import compute_latents
+from models.training.localiser import LocaliserTask, train_localiser
 from models.training.loop import FINAL, Budget, Cadence, RunResult, Task, learning_rate, run_training, update_average
 from models.training.parts import train_part
 from models.training.pool import crop_around, hu_to_unit
@@ -30,7 +31,7 @@ from models.training.response import effect_slope
 from models.training.segmenter import SegmenterTask, train_segmenter
 from models.training.simulations import Simulations, Simulator, simulate_pool
 from models.training.survival import SurvivalTask, train_survival
-from models.weights import build_network, load_world_model
+from models.weights import PARTS, build_network, load_world_model
 from tests.models.training.conftest import FakePool
 
 QUIET = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.5)
@@ -48,8 +49,8 @@ def _autoencoder(tiny: Preset, pool: FakePool) -> Autoencoder:
 def _trainer(name: str, pool: FakePool, tiny: Preset) -> Train:
     def train(out: Path, **options: Any) -> RunResult:
         common = {"cadence": QUIET, "mixed_precision": False, **options}
-        if name == "autoencoder":
-            return train_autoencoder(pool, tiny, out, **common)
+        if name in ("autoencoder", "localiser"):
+            return {"autoencoder": train_autoencoder, "localiser": train_localiser}[name](pool, tiny, out, **common)
         trainer = {"denoiser": train_denoiser, "segmenter": train_segmenter, "survival": train_survival}[name]
         return trainer(pool, tiny, _autoencoder(tiny, pool), out, autoencoder_id="test", **common)  # type: ignore[operator]
 
@@ -63,10 +64,7 @@ def _losses(out: Path) -> list[float]:
         ]
 
 
-NETWORKS = ("autoencoder", "denoiser", "segmenter", "survival")
-
-
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", PARTS)
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     name: str, pool: FakePool, tiny: Preset, tmp_path: Path
 ) -> None:
@@ -87,8 +85,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
 
 def _task(name: str, pool: FakePool, tiny: Preset, folder: Path) -> Task:
     torch.manual_seed(7)
-    if name == "autoencoder":
-        return AutoencoderTask(pool, tiny)
+    if name in ("autoencoder", "localiser"):
+        return AutoencoderTask(pool, tiny) if name == "autoencoder" else LocaliserTask(pool, tiny)
     autoencoder = _autoencoder(tiny, pool)
     if name == "denoiser":
         return DenoiserTask(
@@ -104,7 +102,7 @@ def _loss_on_the_same_batches(task: Task) -> float:
         return float(np.mean([task.loss(rng, 1.0)[0].item() for _ in range(6)]))
 
 
-STEPS = [("autoencoder", 25), ("denoiser", 60), ("segmenter", 25), ("survival", 120)]
+STEPS = [("autoencoder", 25), ("denoiser", 60), ("segmenter", 25), ("localiser", 25), ("survival", 120)]
 
 
 @pytest.mark.parametrize(("name", "steps"), STEPS)
@@ -281,9 +279,9 @@ def test_segmenter_validation_measures_the_effect_on_the_viable_share(pool: Fake
     assert masked["dice_tumour_alone"] == 0.0
 
 
-def test_four_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+def test_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for name in NETWORKS:
+    for name in PARTS:
         _trainer(name, pool, tiny)(run / name, seed=0, steps=1)
     manifest = export_bundle(run, tiny, tmp_path / "weights", origin="synthetic", provenance={"command": "test"})
     model = load_world_model(tmp_path / "weights")
@@ -333,8 +331,8 @@ def test_a_trained_file_without_its_settings_is_one_sentence(tiny: Preset, tmp_p
 def test_segmenter_and_survival_network_learn_from_simulated_scans(
     pool: FakePool, tiny: Preset, tmp_path: Path
 ) -> None:
-    for name in ("autoencoder", "denoiser", "segmenter", "survival"):
-        train_part(name, pool, tiny, tmp_path, seed=0, steps=2, cadence=QUIET, mixed_precision=False)  # type: ignore[arg-type]
+    for name in PARTS:
+        train_part(name, pool, tiny, tmp_path, seed=0, steps=2, cadence=QUIET, mixed_precision=False)
     assert "viable_slope_simulated" in (tmp_path / "segmenter" / "metrics.csv").read_text()
     assert "within_patient_rank_simulated" in (tmp_path / "survival" / "metrics.csv").read_text()
     tissue = np.load(tmp_path / "survival" / "simulations" / "tissue.npy")
