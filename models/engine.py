@@ -35,6 +35,7 @@ from models.networks.tumour_profile import tumour_profile
 from models.patch import (
     HIGHEST_HU,
     OUTSIDE_HU,
+    WIDE_SPACING_MM,
     Lesions,
     Patch,
     apply_change,
@@ -344,13 +345,14 @@ class Engine:
         Raises:
             TransientToolError: out of memory.
         """
-        preset = self.model.preset.localiser
+        preset = self.model.preset
 
         def logits(x: Tensor) -> Tensor:
             return self._batched(self.model.localiser, [x])
 
-        window = self.model.preset.hu_window
-        return segment_whole(logits, volume, preset.window, preset.spacing_mm, window, self.batch)
+        # the window that it was trained on: its normalisation takes the mean of all that it sees
+        window = preset.training.localiser.crop
+        return segment_whole(logits, volume, window, WIDE_SPACING_MM, preset.hu_window, self.batch)
 
     def log_risk(
         self,

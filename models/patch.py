@@ -23,6 +23,7 @@ from models.volume import Volume
 Array = NDArray[np.generic]
 
 TUMOUR_LABEL = 2
+WIDE_SIZE, WIDE_SPACING_MM = 72, 4.0  # cube that holds most of an abdomen, for the localiser
 OUTSIDE_HU = -1024.0
 HIGHEST_HU = 3071  # 12-bit scanners store -1024..3071
 SPECK_ML = 0.05  # a ball of 4.6 mm: below it a component is segmentation noise rather than a lesion

@@ -70,11 +70,9 @@ class SegmenterPreset(_Part):
 
 
 class LocaliserPreset(_Part):
-    """Sizes of the DynUNet that looks at whole scans, and of what it sees at once."""
+    """Sizes of the DynUNet that looks at whole scans."""
 
     filters: tuple[int, ...]
-    spacing_mm: float = Field(gt=0, description="voxel edge of the grid that a scan is brought to")
-    window: int = Field(ge=8, description="edge of the sliding window in voxels")
 
 
 class SurvivalPreset(_Part):

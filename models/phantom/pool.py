@@ -19,6 +19,7 @@ from models.clinical_record import ClinicalRecord
 from models.errors import InputError
 from models.formulary import Formulary
 from models.networks.action import action_vector
+from models.patch import WIDE_SIZE, WIDE_SPACING_MM
 from models.phantom.anatomy import render_anatomy
 from models.phantom.field import Grid
 from models.phantom.patient import TRAITS, Patient, draw_patient
@@ -28,7 +29,7 @@ from models.phantom.version import parameters, phantom_hash
 from models.protocol import Dose, Protocol
 
 SIZE = 64
-CONTEXT_SIZE = 48
+ABDOMEN_MM = (0.0, -15.0, 0.0)
 _BLOCK = 8
 _MORE = 24  # further protocols of a patient whose response is known without a scan
 _ARRAYS: dict[str, tuple[str, tuple[int, ...], bool]] = {  # name: dtype, shape after (P[, K]), per protocol
@@ -47,9 +48,8 @@ _ARRAYS: dict[str, tuple[str, tuple[int, ...], bool]] = {  # name: dtype, shape 
     "more_actions": ("float32", (_MORE, 18, 3), False),
     "more_shares": ("float32", (_MORE, 4), False),
     "traits": ("float32", (len(TRAITS),), False),
-    "context": ("int16", (CONTEXT_SIZE,) * 3, False),
-    "context_labels": ("uint8", (CONTEXT_SIZE,) * 3, False),
-    "context_spacing_mm": ("float32", (), False),
+    "wide": ("int16", (WIDE_SIZE,) * 3, False),
+    "wide_labels": ("uint8", (WIDE_SIZE,) * 3, False),
     "spacing_mm": ("float32", (), False),
 }
 
@@ -75,10 +75,9 @@ class PatchPool:
         more_actions: (P, 24, 18, 3) action vectors of further random protocols, without a scan after them.
         more_shares: (P, 24, 4) `shares` of those.
         traits: (P, 6) truth behind the image, in the order of `models.phantom.patient.TRAITS`; for measuring only.
-        context: (P, 48, 48, 48) int16 HU of a random place in the abdomen, arterial or portal-venous phase, before or
-            after treatment, a quarter of them of a liver without tumour; for the segmentation network.
-        context_labels: (P, 48, 48, 48) its tissue classes.
-        context_spacing_mm: (P,) its isotropic voxel size.
+        wide: (P, 72, 72, 72) int16 HU of the abdomen in 4 mm voxels, arterial or portal-venous phase, before or after
+            treatment, a quarter of them of a liver without tumour; for the localiser.
+        wide_labels: (P, 72, 72, 72) its tissue classes.
         spacing_mm: (P,) isotropic voxel size.
         protocols: P lists of K protocols.
         records: P clinical records.
@@ -101,9 +100,8 @@ class PatchPool:
     more_actions: npt.NDArray[np.float32]
     more_shares: npt.NDArray[np.float32]
     traits: npt.NDArray[np.float32]
-    context: npt.NDArray[np.int16]
-    context_labels: npt.NDArray[np.uint8]
-    context_spacing_mm: npt.NDArray[np.float32]
+    wide: npt.NDArray[np.int16]
+    wide_labels: npt.NDArray[np.uint8]
     spacing_mm: npt.NDArray[np.float32]
     protocols: list[list[Protocol]]
     records: list[ClinicalRecord]
@@ -127,7 +125,7 @@ class PatchPool:
         if not index.exists():
             raise InputError(f"No training pool in {folder}; write one with: mewm data pool --out {folder}")
         meta = json.loads(index.read_text(encoding="utf-8"))
-        if "more_shares" not in meta.get("arrays", ()):
+        if "wide" not in meta.get("arrays", ()):
             raise InputError(
                 f"The pool in {folder} was written by an earlier version of this program; write it again with: "
                 f"mewm data pool --out {folder}"
@@ -183,23 +181,23 @@ def _look(seed: int, scan_seed: int) -> dict[str, Any]:
     return {"noise_hu": float(kernel.uniform(3.0, 14.0)), "blur_vox": tuple(kernel.uniform(0.25, 0.8, 3))}
 
 
-def _render_context(patient: Patient, responses: list[TrueResponse]) -> dict[str, object]:
-    """A cube anywhere in the abdomen: what the segmentation network meets when it looks at a whole scan."""
+def _render_wide(patient: Patient, response: TrueResponse) -> dict[str, object]:
+    """The abdomen in coarse voxels, never quite at the same place: what the localiser looks at."""
     rng = np.random.default_rng([patient.seed, 43])
-    spacing = float(rng.uniform(1.5, 3.2))
-    place = rng.uniform((-125.0, -100.0, -100.0), (125.0, 90.0, 95.0))
+    centre = np.array(ABDOMEN_MM) + rng.uniform(-25.0, 25.0, 3)
     kind, phase = rng.random(), "arterial" if rng.random() < 0.65 else "portal"
+    look = {**_look(patient.seed, 90), "noise_hu": float(rng.uniform(1.0, 8.0))}  # voxels so large average noise out
     scan = render(
         patient,
-        _cube(place, spacing, CONTEXT_SIZE),
-        (CONTEXT_SIZE,) * 3,
+        _cube(centre, WIDE_SPACING_MM, WIDE_SIZE),
+        (WIDE_SIZE,) * 3,
         phase=phase,
-        response=responses[0] if kind > 0.75 else None,
+        response=response if kind > 0.75 else None,
         scan_seed=90,
         with_tumour=kind > 0.25,
-        **_look(patient.seed, 90),
+        **look,
     )
-    return {"context": np.rint(scan.hu), "context_labels": scan.tissue, "context_spacing_mm": spacing}
+    return {"wide": np.rint(scan.hu), "wide_labels": scan.tissue}
 
 
 def true_shares(patient: Patient, response: TrueResponse) -> npt.NDArray[np.float64]:
@@ -253,7 +251,7 @@ def _render_patient(seed: int, k: int) -> dict[str, object]:
         "more_actions": np.stack([action_vector(p) for p in more]),
         "more_shares": np.stack([true_shares(patient, respond(patient, p)) for p in more]),
         "traits": np.array([patient.traits[name] for name in TRAITS]),
-        "time_months": time, "event": event, "spacing_mm": spacing, **_render_context(patient, responses),
+        "time_months": time, "event": event, "spacing_mm": spacing, **_render_wide(patient, responses[0]),
         "protocols": [p.model_dump(mode="json") for p in protocols],
         "record": patient.record.model_dump(mode="json", exclude_none=True),
         "given": clinician_protocol(patient).model_dump(mode="json"),

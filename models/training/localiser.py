@@ -1,9 +1,8 @@
-"""Trains the localiser on places anywhere in the abdomen, with and without tumours, before and after treatment."""
+"""Trains the localiser on abdomens in coarse voxels, with and without tumours, before and after treatment."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,22 +26,19 @@ class LocaliserTask:
         """Build the network from the global random state."""
         self.pool, self.preset, self.device = pool, preset, device
         self.training = preset.training.localiser
-        # patches around the tumour, where a pool (as one of real cases) has no others
-        self.scans: Any = getattr(pool, "context", pool.pre)
-        self.labels: Any = getattr(pool, "context_labels", pool.pre_labels)
         self.network = Localiser(preset.localiser).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, smooth_dr=1e-5)
 
     def _cube(self, patient: int, start: npt.NDArray[np.int64], edge: int) -> tuple[Tensor, Tensor]:
         """A cube (X, Y, Z) in [-1, 1] and its regions."""
         where = tuple(slice(int(at), int(at) + edge) for at in start)
-        tissue = torch.from_numpy(np.array(self.labels[patient][where], dtype=np.int64))
-        return hu_to_unit(self.scans[patient][where], self.preset.hu_window), tissue.clamp_max(Region.TUMOUR)
+        tissue = torch.from_numpy(np.array(self.pool.wide_labels[patient][where], dtype=np.int64))
+        return hu_to_unit(self.pool.wide[patient][where], self.preset.hu_window), tissue.clamp_max(Region.TUMOUR)
 
     def loss(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """See `models.training.loop.Task.loss`."""
         scans, regions = [], []
-        size = self.scans.shape[1]
+        size = self.pool.wide.shape[1]
         edge = min(self.training.crop, size)
         for _ in range(self.training.batch):
             start = rng.integers(0, size - edge + 1, size=3)
@@ -62,7 +58,7 @@ class LocaliserTask:
         """
         hits, false = {"liver": np.zeros(2), "tumour": np.zeros(2)}, []
         for patient in (int(p) for p in self.pool.val[:VALIDATION_PATIENTS]):
-            cube, labels = self._cube(patient, np.zeros(3, dtype=np.int64), self.scans.shape[1])
+            cube, labels = self._cube(patient, np.zeros(3, dtype=np.int64), self.pool.wide.shape[1])
             found = self._found(network, cube)
             for name, least in (("liver", Region.LIVER), ("tumour", Region.TUMOUR)):
                 mine, true = found >= least, labels >= least
@@ -74,7 +70,7 @@ class LocaliserTask:
 
     def picture(self, network: nn.Module) -> npt.NDArray[np.uint8]:
         """Scans, true regions, found regions."""
-        cubes = [self._cube(int(p), np.zeros(3, dtype=np.int64), self.scans.shape[1]) for p in self.pool.val[:6]]
+        cubes = [self._cube(int(p), np.zeros(3, dtype=np.int64), self.pool.wide.shape[1]) for p in self.pool.val[:6]]
         return mosaic([
             [cube for cube, _ in cubes],
             [labels - 1.0 for _, labels in cubes],

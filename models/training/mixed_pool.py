@@ -74,6 +74,8 @@ class TrainingData:
     tumour_mask: Any
     post: Any
     post_labels: Any
+    wide: Any
+    wide_labels: Any
     actions: NDArray[np.float32]
     burden: NDArray[np.float32]
     toxicity: NDArray[np.float32]

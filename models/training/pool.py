@@ -28,6 +28,8 @@ class Pool(Interface):
     actions: Array  # (P, K, 18, 3) float32
     protocols: list[list[Protocol]]
     spacing_mm: Array  # (P,)
+    wide: Array  # (P, W, W, W) int16 HU of the abdomen, W and the voxels those of `models.patch.WIDE_SIZE`
+    wide_labels: Array  # (P, W, W, W) uint8
     burden: Array  # (P, K, 4)
     records: list[ClinicalRecord]
     toxicity: Array  # (P, K) log-hazard of the fixed toxicity term

@@ -26,7 +26,18 @@ from models.errors import InputError, MewmError
 from models.networks.action import action_vector
 from models.networks.preset import Preset
 from models.networks.segmenter import Tissue
-from models.patch import Lesions, Patch, crop, crop_mask, lesion_components, plan_patches, voxel_ml
+from models.patch import (
+    TUMOUR_LABEL,
+    WIDE_SIZE,
+    WIDE_SPACING_MM,
+    Lesions,
+    Patch,
+    crop,
+    crop_mask,
+    lesion_components,
+    plan_patches,
+    voxel_ml,
+)
 from models.protocol import Protocol
 from models.toxicity import toxicity
 from models.training.denoiser import LOW_HU, OIL_HU
@@ -35,7 +46,7 @@ from models.volume import Volume
 
 INDEX = "real_pool.json"
 LIVER_LABELS = (1, 2, 3)
-BIG = ("pre", "pre_labels", "tumour_mask", "post", "post_labels")
+BIG = ("pre", "pre_labels", "tumour_mask", "post", "post_labels", "wide", "wide_labels")
 SMALL = ("actions", "burden", "toxicity", "true_log_risk", "time_months", "event", "spacing_mm")
 
 
@@ -118,6 +129,7 @@ def write_real_pool(
                 "given": {c.case_id: repr(given.get(c.case_id)) for c in loaded},
                 "size": preset.size,
                 "spacing": preset.spacing_mm,
+                "wide": [WIDE_SIZE, WIDE_SPACING_MM],
                 "tissue": [OIL_HU, LOW_HU],
             },
             sort_keys=True,
@@ -192,9 +204,11 @@ def _rows(case: Case, given: Given | None, preset: Preset) -> list[dict[str, Any
     viable = (lesions.index > 0) & (after.data <= OIL_HU) & (after.data >= LOW_HU)
     shared = [np.log1p(tumour_ml), float(lesions.count)]
     term = toxicity(given.protocol, case.record, tumour_ml, float(organ.sum()) * ml if organ.any() else None)
+    abdomen = _abdomen(before, labels, organ)
     return [
         {
             **_cubes(before, after, organ, lesions, patch),
+            **abdomen,
             "actions": action_vector(given.protocol)[None],
             "burden": np.array(
                 [[np.log1p(float(viable.sum()) * ml), *shared, np.log2(patch.spacing_mm / 1.5)]], np.float32
@@ -212,10 +226,22 @@ def _rows(case: Case, given: Given | None, preset: Preset) -> list[dict[str, Any
     ]
 
 
+def _abdomen(before: Volume, labels: NDArray[np.uint8], organ: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """The scan before treatment in coarse voxels around the liver, and its classes."""
+    where = organ if organ.any() else np.ones_like(organ)
+    centre = before.affine[:3, :3] @ np.argwhere(where).mean(axis=0) + before.affine[:3, 3]
+    affine = np.diag([*[WIDE_SPACING_MM] * 3, 1.0])
+    affine[:3, 3] = centre - WIDE_SPACING_MM * (WIDE_SIZE - 1) / 2.0
+    patch = Patch(0, affine, WIDE_SIZE, WIDE_SPACING_MM, ())
+    tumour, liver = (crop_mask(mask, before.affine, patch) >= 0.5 for mask in (labels == TUMOUR_LABEL, organ))
+    classes = np.where(tumour, Tissue.VIABLE, np.where(liver, Tissue.LIVER, Tissue.BACKGROUND))
+    return {"wide": np.rint(crop(before, patch)).astype(np.int16), "wide_labels": classes.astype(np.uint8)}
+
+
 def _cubes(
     before: Volume, after: Volume, organ: NDArray[np.bool_], lesions: Lesions, patch: Patch
 ) -> dict[str, NDArray[Any]]:
-    """The arrays `BIG` of one cube; those after treatment with a leading axis of one protocol."""
+    """Scans and labels of one cube; those after treatment with a leading axis of one protocol."""
     pre, post = (np.rint(crop(volume, patch)).astype(np.int16) for volume in (before, after))
     liver = crop_mask(organ, before.affine, patch) >= 0.5
     tumour = crop_mask(lesions.index > 0, before.affine, patch) >= 0.5

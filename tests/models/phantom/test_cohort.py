@@ -118,7 +118,7 @@ def test_a_broken_off_pool_is_gone_on_with_and_processes_change_nothing(
     assert 2 <= seen[0] < 9
     resumed = PatchPool.open(tmp_path / "pool")
     assert resumed.data_hash == whole.data_hash
-    for name in ("pre", "pre_labels", "post", "context", "context_labels", "time_months", "event"):
+    for name in ("pre", "pre_labels", "post", "wide", "wide_labels", "time_months", "event"):
         np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
     assert (resumed.protocols, resumed.records, resumed.given) == (whole.protocols, whole.records, whole.given)
     assert not (tmp_path / "pool" / "blocks").exists()

@@ -32,6 +32,8 @@ class FakePool:
     actions: Any
     protocols: Any
     spacing_mm: Any
+    wide: Any
+    wide_labels: Any
     burden: Any
     records: Any
     toxicity: Any
@@ -82,6 +84,7 @@ def make_pool(patients: int = 16, seed: int = 0) -> FakePool:
     time = -np.log(rng.uniform(1e-6, 1, risk.shape)) / np.exp(risk) * 30
     return FakePool(
         pre=pre, pre_labels=pre_labels, tumour_mask=mask, post=post, post_labels=post_labels,
+        wide=pre, wide_labels=pre_labels,
         actions=np.tile(np.stack([action_vector(q) for q in PROTOCOLS]), (patients, 1, 1, 1)),
         protocols=[list(PROTOCOLS)] * patients, spacing_mm=np.full(patients, 1.5, np.float32), burden=burden,
         records=[ClinicalRecord(child_pugh_score=int(c)) for c in child_pugh],
@@ -102,7 +105,7 @@ def shrink(preset: Preset) -> Preset:
         "text_dim": 8, "action_dim": 8, "steps": 2,
     }  # fmt: skip
     small["segmenter"] |= {"filters": (4, 8, 8)}
-    small["localiser"] |= {"filters": (4, 8, 8), "window": 16}
+    small["localiser"] |= {"filters": (4, 8, 8)}
     small["survival"] |= {"width": 4, "heads": 2, "depth": 1}
     for part in small["training"].values():
         part |= {"batch": 2, "crop": 16, "warmup_steps": 2}

@@ -242,25 +242,43 @@ def test_segmenter_sees_each_scan_beside_the_one_before_and_the_mask_mirrored_al
         task.loss(rng, 0.0)
     inputs, classes = torch.cat(network.seen), torch.cat(labels)
     assert inputs.shape == (200, 3, 16, 16, 16)
-    hidden = same = 0
+    same = 0
     for (scan, before, mask), truth in zip(inputs, classes, strict=True):
         tumour = truth >= 2  # in this pool exactly the tumour before treatment, in every view
-        if mask.any():
-            assert torch.equal(mask, tumour.float())
-        else:
-            hidden += 1
+        assert mask.any()
+        assert torch.equal(mask, tumour.float())
         same += torch.equal(scan, before)
         # 160 HU in a liver of 90 HU, whatever the scan after it shows
         assert before[tumour].mean() - before[~tumour].mean() == pytest.approx(140 / 775, abs=0.05)
-    assert 8 <= hidden <= 36
     assert 45 <= same <= 90  # one view of three is the scan before treatment itself
-    hidden_always = tiny.training.segmenter.model_copy(
-        update={"options": {**tiny.training.segmenter.options, "mask_hidden": 1.0}}
-    )
-    task.training = hidden_always
-    network.seen.clear()
-    task.loss(rng, 0.0)
-    assert not network.seen[0][:, 2].any()
+
+
+def test_localiser_sees_abdomens_of_training_patients_as_they_lie(pool: FakePool, tiny: Preset) -> None:
+    wide = np.full((len(pool.pre), 20, 20, 20), -100, np.int16)
+    wide[:, -8:] = 150
+    wide[pool.val] = 400
+    classes = np.where(wide == 150, 3, 0).astype(np.uint8)  # dead tumour is tumour
+    task = LocaliserTask(replace(pool, wide=wide, wide_labels=classes), tiny)
+    network = _Keeps(lambda x: torch.zeros_like(x[:, 0], dtype=torch.long))
+    labels: list[torch.Tensor] = []
+
+    def criterion(logits: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        labels.append(regions[:, 0])
+        return logits.mean()
+
+    task.network, task.criterion = network, criterion  # type: ignore[assignment]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        task.loss(rng, 0.0)
+    seen, regions = torch.cat(network.seen)[:, 0], torch.cat(labels)
+    assert seen.shape == (40, 16, 16, 16)
+    inside = regions == 2
+    assert not regions[~inside].any()
+    assert 4 <= inside.sum(1).max() <= 8
+    assert (inside.float().diff(dim=1) >= 0).all()  # never mirrored
+    hu = (seen + 1) * 387.5 - 175
+    assert (hu[inside].mean() - hu[~inside].mean()) == pytest.approx(250, abs=30)
+    assert hu[inside].max() < 300  # no validation patient
 
 
 def test_segmenter_validation_measures_the_effect_on_the_viable_share(pool: FakePool, tiny: Preset) -> None:
@@ -393,18 +411,3 @@ def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool:
     np.testing.assert_allclose(same.viable_ml(3, pool), np.expm1(pool.burden[3, :, 0]), rtol=1e-5)
     dead = Simulations(row, same.scan, np.where(tissue == 2, 3, tissue).astype(np.uint8))
     np.testing.assert_allclose(dead.viable_ml(3, pool), 0.0, atol=1e-4)
-
-
-def test_the_view_of_a_place_without_tumour_has_neither_mask_nor_earlier_scan(pool: FakePool, tiny: Preset) -> None:
-    wide: Any = replace(pool)
-    wide.context = np.full((len(pool.pre), 20, 20, 20), 100, np.int16)
-    wide.context_labels = np.ones(wide.context.shape, np.uint8)
-    task = SegmenterTask(wide, tiny, _autoencoder(tiny, pool))
-    task.views = ("context",)
-    network = _Keeps(lambda x: torch.ones_like(x[:, 0]).long())
-    task.network = network  # type: ignore[assignment]
-    task.loss(np.random.default_rng(0), 0.0)
-    seen = network.seen[0]
-    assert seen.shape == (2, 3, 16, 16, 16)
-    assert torch.equal(seen[:, 0], seen[:, 1])
-    assert not seen[:, 2].any()
