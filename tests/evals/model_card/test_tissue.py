@@ -28,8 +28,8 @@ def test_surface_distance_by_brute_force_over_all_pairs_of_border_voxels():
     borders = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (one, other)]
     table = cdist(*borders)
     nearest = np.concatenate([table.min(0), table.min(1)])
-    assert surface_mm(one, other, spacing) == pytest.approx(nearest.mean(), rel=0.02)
-    assert surface_mm(one, np.zeros_like(one), spacing) is None
+    assert surface_mm(one, other, [spacing] * 3) == pytest.approx(nearest.mean(), rel=0.02)
+    assert surface_mm(one, np.zeros_like(one), [spacing] * 3) is None
 
 
 def test_errors_of_size_keep_their_sign_and_their_size():
