@@ -31,7 +31,7 @@ from agent.web.shown import Shown, Updates, look, plan_at_work
 from agent.web.turns import Begin, Conversation, Conversations, in_turn, services_in_turn
 from agent.web.viewer import scene
 from agent.web.volumes import OpenWorkspace, case_of, default_workspace
-from models.errors import InputError, MewmError
+from models.errors import InputError, MewmError, RunError
 from tools.registry import RegisteredTool
 
 TITLE = "MeWM workbench"
@@ -240,19 +240,22 @@ class Workbench(Shown):
 
     def _answer(self, thread: str, name: str, event: gr.EventData, request: gr.Request) -> Updates:
         """What a person decided, from the card of its question."""
-        conversation = self._open(request, thread)
         answer = approval_panel.Answer(**{field: getattr(event, field) for field in approval_panel.Answer.model_fields})
-        if conversation.at_work:
-            return {self.chat_problem: problem("This conversation is at work: decide when it has stopped.")}
-        waiting = next((w for w in conversation.chat.waiting() if w.interrupt_id == answer.interrupt), None)
+        try:
+            conversation = self._open(request, thread)
+            if conversation.at_work:
+                raise RunError("This conversation is at work: decide when it has stopped.")
+        except MewmError as exc:
+            return {self.chat_problem: problem(str(exc))}
+        chat = conversation.chat
+        waiting = next((w for w in chat.waiting() if w.interrupt_id == answer.interrupt), None)
         if waiting is None:
             told = problem("This question does not wait any more; what does is shown above.")
-            return {self.approvals: approval_panel.panel_value(conversation.chat), self.chat_problem: told}
+            return {self.approvals: approval_panel.panel_value(chat), self.chat_problem: told}
         try:
             made = approval_panel.made_answer(waiting, answer, name)
         except MewmError as exc:
-            told = problem(str(exc))
-            return {self.approvals: approval_panel.panel_value(conversation.chat, waiting.interrupt_id, told)}
+            return {self.approvals: approval_panel.panel_value(chat, waiting.interrupt_id, problem(str(exc)))}
         words = " ".join(filter(None, [made.decision, waiting.plan_id, f"as {made.by}", made.reason]))
         return self._start(request, thread, name, lambda chat, stop: chat.answer(made, stop), words)
 

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium")
 LOADED = '#viewer [data-side="{}"] canvas[data-loaded="true"]'
-SHORT_S, LONG_S = 60, 240
+SHORT_S, LONG_S = 120, 240
 """Longest waits for the page and for a search: far above what an idle machine takes, since tests share theirs."""
 HARMLESS = ("GPU stall", "Autofocus processing")
 """Console messages of the software renderer and of Gradio itself that are no errors."""

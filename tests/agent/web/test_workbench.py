@@ -281,7 +281,7 @@ def test_what_can_not_be_done_is_said_at_its_place(browser, small):
     page = person.page
     page.emulate_media(color_scheme="dark")
     page.goto(person.address)
-    page.wait_for_selector("#bench")
+    page.wait_for_selector('#cases [data-case="demo"]')
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(233, 238, 242)"
     person.say("plan")
     page.wait_for_selector('#chat-problem :text("No case is open")')
