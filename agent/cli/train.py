@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.cli import clinical
-from agent.cli.recorded_command import recorded_command
+from agent.cli.recorded_command import recorded_command, source_commit
 from models.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ def _run(
         if not me.first:
             continue
         # what was really run, for the provenance of the exported weights; a finished network was not trained again
-        if not (finished and (out / name / COMMAND).exists()):
+        if not (finished and (out / name / DATA).exists()):
             (out / name / COMMAND).write_text(recorded_command() + "\n", encoding="utf-8")
-        content = json.dumps({"data_hash": pool.data_hash, "origin": origin})
-        (out / name / DATA).write_text(content + "\n", encoding="utf-8")
+            content = json.dumps({"data_hash": pool.data_hash, "origin": origin, "commit": source_commit()})
+            (out / name / DATA).write_text(content + "\n", encoding="utf-8")
         figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
         typer.echo(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
 
@@ -144,8 +144,8 @@ def _recorded(path: Path) -> str:
         raise InputError(f"{path} is missing: train this network with `mewm train` before exporting.") from None
 
 
-def _trained_on(run: Path, data: Path | None) -> tuple[str, Origin]:
-    """Hash and origin of what the networks of a run were trained on.
+def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
+    """What the networks of a run were trained on (`data`) and by which commits (`commit`), and the data's origin.
 
     Raises:
         InputError: the run does not say so, and `data` is not given.
@@ -157,10 +157,19 @@ def _trained_on(run: Path, data: Path | None) -> tuple[str, Origin]:
         found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         origins = {str(one["origin"]) for one in found}
         origin: Origin = "mixed" if len(origins) > 1 else origins.pop()  # type: ignore[assignment]
-        return " ".join(dict.fromkeys(str(one["data_hash"]) for one in found)), origin
+        commits = [str(one.get("commit", "unknown")) for one in found]
+        by = [
+            f"{c} ({', '.join(n for n, d in zip(ORDER, commits, strict=True) if d == c)})"
+            for c in dict.fromkeys(commits)
+        ]
+        told = {
+            "data": " ".join(dict.fromkeys(str(one["data_hash"]) for one in found)),
+            "commit": commits[0] if len(by) == 1 else "; ".join(by),
+        }
+        return told, origin
     if data is None:
         raise InputError(f"The run in {run} does not say what it was trained on; give its pool with --data.")
-    return str(PatchPool.open(data).data_hash), "synthetic"
+    return {"data": str(PatchPool.open(data).data_hash), "commit": "unknown"}, "synthetic"
 
 
 @_train.command("export")
@@ -178,12 +187,12 @@ def export(
     from models.weights import DEFAULT_WEIGHTS
 
     folder = DEFAULT_WEIGHTS if weights is None else weights
-    data_hash, origin = _trained_on(run, data)
+    told, origin = _trained_on(run, data)
     provenance: dict[str, str] = {
         **{str(name): _recorded(run / name / COMMAND) for name in ORDER},
         "export": recorded_command(),
         "seed": str(seed),
-        "data": data_hash,
+        **told,
         "date": datetime.now(UTC).date().isoformat(),
     }
     manifest = export_bundle(run, Preset.load(preset, change or ()), folder, origin=origin, provenance=provenance)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from agent.cli.recorded_command import recorded_command
+from agent.cli.recorded_command import recorded_command, source_commit
 from agent.cli.train import COMMAND, DATA, ORDER, _train, _trained_on
 from models.case import Case, ImageMeta, write_case
 from models.collection.splits import split_of
@@ -71,10 +72,34 @@ def test_an_export_says_what_the_networks_were_trained_on(folder: Path, tmp_path
     assert _trained_on(tmp_path, folder / "pool")[1] == "synthetic"
     for name in ORDER:
         (tmp_path / name).mkdir()
-        (tmp_path / name / DATA).write_text(json.dumps({"data_hash": "ab", "origin": "synthetic"}))
-    assert _trained_on(tmp_path, None) == ("ab", "synthetic")
-    (tmp_path / "denoiser" / DATA).write_text(json.dumps({"data_hash": "cd", "origin": "real"}))
-    assert _trained_on(tmp_path, None) == ("ab cd", "mixed")
+        (tmp_path / name / DATA).write_text(json.dumps({"data_hash": "ab", "origin": "synthetic", "commit": "12"}))
+    assert _trained_on(tmp_path, None) == ({"data": "ab", "commit": "12"}, "synthetic")
+    (tmp_path / "denoiser" / DATA).write_text(json.dumps({"data_hash": "cd", "origin": "real", "commit": "34"}))
+    told, origin = _trained_on(tmp_path, None)
+    assert (told["data"], origin) == ("ab cd", "mixed")
+    assert told["commit"] == "12 (autoencoder, segmenter, localiser, survival); 34 (denoiser)"
+
+
+def test_the_commit_is_that_of_the_program_and_shows_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+        done = subprocess.run(["git", "-C", tmp_path, *identity, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    place = tmp_path / "agent" / "cli" / "recorded_command.py"
+    place.parent.mkdir(parents=True)
+    place.write_text("first")
+    monkeypatch.setattr("agent.cli.recorded_command.__file__", str(place))
+    assert source_commit() == "unknown"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")[:12]
+    assert source_commit() == head
+    place.write_text("second")
+    assert source_commit() == head + "+"
+    monkeypatch.setattr("agent.cli.recorded_command.__file__", str(tmp_path / "agent" / "x" / "y" / "module.py"))
+    assert source_commit() == "unknown"
 
 
 def test_the_command_of_a_finished_training_is_kept(
