@@ -19,6 +19,7 @@ from evals.model_card.dynamics import wanted_protocols
 from evals.model_card.scene import Scene
 from models.engine import Device, Engine
 from models.errors import InputError
+from models.patch import spacing_of
 from models.phantom.response import respond
 from models.volume import Volume
 
@@ -75,17 +76,19 @@ def draw_pictures(out: Path, weights: Path, device: Device = "auto", patients: i
 
 
 def draw_real_patient(out: Path, pair: RealPair, simulated: Volume, result: dict[str, Any]) -> Path:
-    """The real pair beside the simulated follow-up in three planes, and histograms of HU in the mass."""
+    """The real pair beside the simulated follow-up in three planes, as radiologists look, and histograms of HU."""
     _make(out)
     mass = pair.labels == 2
     centre = [round(float(axis.mean())) for axis in np.nonzero(mass)]
     figure, axes = plt.subplots(4, 3, figsize=(11, 14))
     scans = (("before", pair.before), ("real follow-up, registered", pair.after), ("simulated follow-up", simulated))
+    spacing = spacing_of(pair.before.affine)
     for column, (title, volume) in enumerate(scans):
         for row, axis in enumerate((2, 1, 0)):
-            plane = np.take(volume.data, centre[axis], axis=axis).T[::-1]
-            marked = np.take(mass, centre[axis], axis=axis).T[::-1]
-            axes[row, column].imshow(plane, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
+            across, up = (one for one in range(3) if one != axis)
+            plane, marked = (np.take(a, centre[axis], axis=axis).T[::-1, ::-1] for a in (volume.data, mass))
+            aspect = float(spacing[up] / spacing[across])
+            axes[row, column].imshow(plane, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], aspect=aspect)
             axes[row, column].contour(marked, levels=[0.5], colors="lime", linewidths=0.6)
             axes[row, column].set_axis_off()
             axes[row, column].set_title(title if row == 0 else "")
@@ -105,9 +108,9 @@ def draw_real_patient(out: Path, pair: RealPair, simulated: Volume, result: dict
 
 def _show(axes: Axes, cube: npt.NDArray[np.generic], title: str, tissue: npt.NDArray[np.uint8] | None = None) -> None:
     middle = cube.shape[2] // 2
-    axes.imshow(np.asarray(cube)[:, :, middle].T[::-1], cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
+    axes.imshow(np.asarray(cube)[:, :, middle].T[::-1, ::-1], cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
     if tissue is not None:
-        classes = tissue[:, :, middle].T[::-1]
+        classes = tissue[:, :, middle].T[::-1, ::-1]
         painted = np.zeros((*classes.shape, 4))
         for label, colour in COLOURS.items():
             painted[classes == label] = (*colour, 0.55)
