@@ -354,7 +354,7 @@ def test_a_killed_evaluation_goes_on_asks_no_finished_case_and_equals_an_unbroke
 
 def test_ctrl_c_ends_the_evaluation_says_how_to_go_on_and_it_goes_on(tmp_path, folder):
     logs = tmp_path / "logs"
-    command = [sys.executable, "-m", "tests.evals.killed_evaluation", str(folder), str(logs), "0", "0.05"]
+    command = [sys.executable, "-m", "tests.evals.killed_evaluation", str(folder), str(logs), "0", "0.5"]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(logs.glob("*.log")):

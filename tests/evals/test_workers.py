@@ -31,7 +31,7 @@ def planner(spec, data):
 
     def make(run, facts, stop):
         log = run.folder.parent / "simulated.log"
-        delay = 0.05 if (run.folder.parents[4] / "slow").exists() else 0.0
+        delay = 0.15 if (run.folder.parents[4] / "slow").exists() else 0.0
         return fake_services(FakeWorld(log, delay=delay))(run, facts, stop)
 
     return PlannerAgent(spec.settings, shared(make), limits=spec.limits)
