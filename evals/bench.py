@@ -109,10 +109,8 @@ def loop_like_the_public_script(
 
     def risk(protocol: Protocol, seed: int) -> float:
         outcome = engine.simulate(prepared, [(protocol, seed)], settings.steps)
-        found = engine.segment(outcome[0], prepared.pre, prepared.numbers > 0)
-        tissue = np.where(prepared.near > 0, found, 0).astype(np.uint8)
         harm = toxicity(protocol, record, prepared.tumour_ml, liver_ml).log_hazard
-        return engine.log_risk(prepared, outcome, [tissue])[0] + harm
+        return engine.log_risk(prepared, outcome, engine.segment_near(prepared, outcome))[0] + harm
 
     beams: list[tuple[float, Protocol]] = [(float("inf"), Protocol())] * settings.beams
     horizons: list[tuple[Kind, list[str]]] = [("drug", drugs) for _ in range(settings.drug_horizon)]

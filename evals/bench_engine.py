@@ -129,8 +129,8 @@ def time_engine(
         steps: Sampling steps; None takes the preset's.
     """
     warm = prepare(engine, "warm")
-    found = engine.segment(engine.simulate(warm, jobs[:1], steps)[0], warm.pre, warm.numbers > 0)
-    engine.log_risk(warm, engine.simulate(warm, jobs[:1], steps), [found])
+    first = engine.simulate(warm, jobs[:1], steps)
+    engine.log_risk(warm, first, engine.segment_near(warm, first))
 
     clock = _Clock(engine.device)
     with clock.listening(network_parts(engine.model)):
@@ -146,15 +146,10 @@ def time_engine(
         outcomes = [engine.composite(prepared, change) for change in differences]
         laps["composite"] = clock.now() - began
         began = clock.now()
-        count = len(prepared.patches)
-        classes = engine.segment(
-            np.concatenate(outcomes), np.concatenate([prepared.pre] * len(jobs)),
-            np.concatenate([prepared.numbers > 0] * len(jobs)),
-        )  # fmt: skip
-        tissue = [np.where(prepared.near > 0, classes[i * count : (i + 1) * count], 0) for i in range(len(jobs))]
+        tissue = engine.segment_near(prepared, outcomes)
         laps["segment"] = clock.now() - began
         began = clock.now()
-        engine.log_risk(prepared, outcomes, [part.astype(np.uint8) for part in tissue])
+        engine.log_risk(prepared, outcomes, tissue)
         laps["survival"] = clock.now() - began
     scale = 1000.0 / len(jobs)
     ms = {

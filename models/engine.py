@@ -4,6 +4,9 @@ Every network call sees a batch of the same size, filled up with copies of its l
 neither on what is computed beside it nor on its place in the batch, bit for bit on the same device: a resumed run is
 the same run. The noise of a simulation depends on case, patch and seed only, so that protocols are compared under
 common random numbers.
+
+The denoiser draws whole patches. What follows it works on a box around the voxels that a simulation can change, the
+same for every simulation of a case.
 """
 
 from __future__ import annotations
@@ -36,9 +39,11 @@ from models.patch import (
     HIGHEST_HU,
     OUTSIDE_HU,
     WIDE_SPACING_MM,
+    Box,
     Lesions,
     Patch,
     apply_change,
+    boxes_around,
     crop,
     crop_lesions,
     feather,
@@ -60,6 +65,7 @@ BATCH = 8
 REFERENCE_SPACING_MM = 1.5  # the networks' inputs count voxel sizes as log2(spacing / 1.5 mm)
 COARSEST = 3.0  # times the finest spacing: what the networks were trained for
 MOST_LESIONS = 3  # the training cohort has one to three; more would be extrapolated without limit
+BOX_MARGIN = 8  # voxels of surroundings that decoder and segmenter read beyond what a simulation can change
 _KEPT_CASES = 4
 _MALLOC = {"M_MMAP_THRESHOLD": (-3, 1 << 28), "M_TRIM_THRESHOLD": (-1, 1 << 29), "M_ARENA_MAX": (-8, 1)}  # <malloc.h>
 
@@ -78,8 +84,9 @@ class Prepared:
         near: (L, S, S, S) number of the nearest lesion within `neighbourhood_mm`, 0 elsewhere.
         own: (L, S, S, S) as `near`, for the lesions that the patch simulates only: every lesion occurs in one patch.
         weight: (L, S, S, S) feather, 1 inside the tumour, 0 far from it.
+        boxes: the part of each patch that is decoded and segmented; all of one shape (X, Y, Z).
         tissue: (L, S, S, S) uint8 classes before treatment, 0 outside `near`.
-        decoded: (L, S, S, S) float32 HU, the patch as the autoencoder reproduces it.
+        decoded: (L, X, Y, Z) float32 HU, the boxes as the autoencoder reproduces them.
         latent: (L, C, s, s, s) latents before treatment.
         mask: (L, 1, s, s, s) share of tumour in each latent cell.
         tokens: (L, T, D) tokens of the survival network before treatment.
@@ -95,6 +102,7 @@ class Prepared:
     near: NDArray[np.int32]
     own: NDArray[np.int32]
     weight: NDArray[np.float32]
+    boxes: tuple[Box, ...]
     tissue: NDArray[np.uint8]
     decoded: NDArray[np.float32]
     latent: Tensor
@@ -213,6 +221,7 @@ class Engine:
         unit = self._unit(pre)
         tumour = torch.from_numpy((numbers > 0).astype(np.float32))[:, None]
         latent = self._batched(self.model.autoencoder.encode, [unit])
+        boxes = self._boxes(weight > 0)
         prepared = Prepared(
             key=key,
             patches=tuple(patches),
@@ -222,8 +231,9 @@ class Engine:
             near=near,
             own=own,
             weight=weight,
-            tissue=np.where(near > 0, self.segment(pre, pre, numbers > 0), 0).astype(np.uint8),
-            decoded=self._hu(self._batched(self.model.autoencoder.decode, [latent])),
+            boxes=boxes,
+            tissue=np.zeros(near.shape, dtype=np.uint8),  # found below
+            decoded=self._hu(self._batched(self.model.autoencoder.decode, [self._cut(latent, boxes)])),
             latent=latent,
             mask=torch.nn.functional.avg_pool3d(tumour, preset.downsampling),
             tokens=self._batched(self.model.survival.encode_pre, [torch.cat([unit, tumour], dim=1)], exact=True),
@@ -237,6 +247,7 @@ class Engine:
                 )
             ),
         )
+        prepared = replace(prepared, tissue=self.segment_near(prepared, [pre])[0])
         self._kept[key] = prepared
         while len(self._kept) > _KEPT_CASES:
             self._kept.popitem(last=False)
@@ -283,18 +294,20 @@ class Engine:
             patch = [entry[1] for entry in part]
             noise = torch.stack([self._noise(prepared, p, jobs[j][1]) for j, p in part])
             inputs = [
-                noise, prepared.latent[patch], prepared.mask[patch], actions[job], texts[job], spacing[patch],
-                prepared.profile[patch],
+                torch.tensor(patch), noise, prepared.latent[patch], prepared.mask[patch], actions[job], texts[job],
+                spacing[patch], prepared.profile[patch],
             ]  # fmt: skip
 
-            def draw(*tensors: Tensor) -> Tensor:
+            def draw(where: Tensor, *tensors: Tensor) -> Tensor:
                 latent = sample(self.model.denoiser, *tensors, steps=steps)
-                return self.model.autoencoder.decode(latent)
+                return self.model.autoencoder.decode(self._cut(latent, [prepared.boxes[p] for p in where.tolist()]))
 
             decoded = self._hu(self._batched(draw, inputs))
             for (j, p), after in zip(part, decoded, strict=True):
-                change = np.where(support[p], after - prepared.decoded[p], 0.0)
-                pending.setdefault(j, []).append(np.rint(change).astype(np.int16))
+                box = prepared.boxes[p]
+                change = np.zeros(support.shape[1:], dtype=np.int16)
+                change[box] = np.rint(np.where(support[p][box], after - prepared.decoded[p], 0.0))
+                pending.setdefault(j, []).append(change)
                 if len(pending[j]) == count:
                     yield j, np.stack(pending.pop(j))
 
@@ -320,12 +333,12 @@ class Engine:
         """Tissue classes (0 other, 1 liver, 2 viable, 3 necrotic, 4 oil) of CT patches.
 
         Args:
-            patches: (N, S, S, S) HU.
+            patches: (N, X, Y, Z) HU, cubes or parts of them; edges divide by 2 to the number of levels less one.
             before: the same patches before treatment, in HU; `patches` themselves where those are segmented.
-            mask: (N, S, S, S) tumour before treatment.
+            mask: (N, X, Y, Z) tumour before treatment.
 
         Returns:
-            (N, S, S, S).
+            (N, X, Y, Z).
 
         Raises:
             TransientToolError: out of memory.
@@ -338,6 +351,36 @@ class Engine:
         inputs = [self._unit(patches)[:, 0], self._unit(before)[:, 0], torch.from_numpy(np.asarray(mask, dtype=bool))]
         result: NDArray[np.uint8] = self._batched(classes, inputs).numpy()
         return result
+
+    def segment_near(self, prepared: Prepared, scans: Sequence[NDArray[np.generic]]) -> list[NDArray[np.uint8]]:
+        """Tissue classes near the tumour in scans of a case: those of `segment`, which sees the boxes only.
+
+        Args:
+            prepared: the case.
+            scans: CT patches (L, S, S, S) in HU that differ from those before treatment around the tumour only.
+
+        Returns:
+            Of each scan (L, S, S, S), 0 beyond `Prepared.near`.
+
+        Raises:
+            TransientToolError: out of memory.
+        """
+
+        def cut(patches: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+            return [patch[box] for patch, box in zip(patches, prepared.boxes, strict=True)]
+
+        found = self.segment(
+            np.stack([part for scan in scans for part in cut(scan)]),
+            np.stack(cut(prepared.pre) * len(scans)),
+            np.stack(cut(prepared.numbers > 0) * len(scans)),
+        )
+        result = np.zeros((len(scans), *prepared.near.shape), dtype=np.uint8)
+        near = prepared.near > 0
+        for position, part in enumerate(found):
+            scan, patch = divmod(position, len(prepared.boxes))
+            box = prepared.boxes[patch]
+            result[scan, patch][box] = np.where(near[patch][box], part, 0)
+        return list(result)
 
     def segment_volume(self, volume: Volume) -> NDArray[np.uint8]:
         """Liver (1) and tumour (2) on a whole CT of which nothing is known, in a sliding window on its own grid.
@@ -400,6 +443,19 @@ class Engine:
         return sum(
             float(mask.sum()) * voxel_ml_of(patch.affine) for mask, patch in zip(alive, prepared.patches, strict=True)
         )
+
+    def _boxes(self, support: NDArray[np.bool_]) -> tuple[Box, ...]:
+        """What is decoded and segmented of each patch; never less than the networks were trained on."""
+        preset = self.model.preset
+        least = max(preset.training.autoencoder.crop, preset.training.segmenter.crop)
+        step = max(preset.downsampling, 2 ** (len(preset.segmenter.filters) - 1))
+        return boxes_around(support, BOX_MARGIN, least, step, preset.downsampling)
+
+    def _cut(self, latent: Tensor, boxes: Sequence[Box]) -> Tensor:
+        """The boxes of latents (N, C, s, s, s)."""
+        edge = self.model.preset.downsampling
+        cells = [tuple(slice(s.start // edge, s.stop // edge) for s in box) for box in boxes]
+        return torch.stack([one[:, *cell] for one, cell in zip(latent, cells, strict=True)])
 
     def _noise(self, prepared: Prepared, patch: int, seed: int) -> Tensor:
         """Standard normal noise of one (case, patch, seed), the same for every protocol and on every device."""

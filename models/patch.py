@@ -21,6 +21,7 @@ from models.errors import MaskError
 from models.volume import Volume
 
 Array = NDArray[np.generic]
+Box = tuple[slice, slice, slice]
 
 TUMOUR_LABEL = 2
 WIDE_SIZE, WIDE_SPACING_MM = 72, 4.0  # cube that holds most of an abdomen, for the localiser
@@ -234,6 +235,26 @@ def feather(tumour_mask: Array, affine: Array, width_mm: float = FEATHER_MM) -> 
         weight[near] = np.where(distance < width_mm, 0.5 * (1.0 + np.cos(np.pi * distance / width_mm)), 0.0)
         weight[inside] = 1.0
     return weight
+
+
+def boxes_around(inside: Array, margin: int, least: int, step: int, cell: int) -> tuple[Box, ...]:
+    """A box around what is set in each of some cubes. All boxes have one shape, so that they can share a batch.
+
+    Args:
+        inside: (L, S, S, S); a cube in which nothing is set counts whole.
+        margin: voxels kept beyond what is set, where the cube goes on.
+        least: shortest edge.
+        step: edges are multiples of it, as S is.
+        cell: boxes start at multiples of it; a divisor of `step`.
+    """
+    size = inside.shape[1]
+    found = [_bounding_box(one) or (slice(0, size),) * 3 for one in inside]
+    low = np.array([[max(s.start - margin, 0) // cell * cell for s in box] for box in found])
+    extent = np.array([[min(s.stop + margin, size) for s in box] for box in found]) - low
+    edge = np.minimum(-(-np.maximum(extent.max(axis=0), least) // step) * step, size)
+    start = np.clip(low - (edge - extent) // 2 // cell * cell, 0, size - edge)
+    boxes = [[slice(int(a), int(a + e)) for a, e in zip(corner, edge, strict=True)] for corner in start]
+    return tuple((x, y, z) for x, y, z in boxes)
 
 
 def apply_change(

@@ -90,19 +90,13 @@ def _segment_portion(outcomes: Sequence[StoredOutcome], workspace: Workspace) ->
     names = [artifact_id("segmentation", workspace.segmentation_key(outcome.outcome_id)) for outcome in outcomes]
     tissue = [_stored(name, outcome, workspace) for name, outcome in zip(names, outcomes, strict=True)]
     missing = [position for position, found in enumerate(tissue) if found is None]
-    if missing:
-        cases = [outcomes[position].prepared for position in missing]
-        classes = workspace.engine.segment(
-            np.concatenate([outcomes[position].composite for position in missing]),
-            np.concatenate([prepared.pre for prepared in cases]),
-            np.concatenate([prepared.numbers > 0 for prepared in cases]),
-        )
-        for position in missing:
-            outcome = outcomes[position]
-            count = len(outcome.prepared.patches)
-            own, classes = np.where(outcome.prepared.near > 0, classes[:count], 0).astype(np.uint8), classes[count:]
-            key = workspace.segmentation_key(outcome.outcome_id)
-            workspace.artifacts.put("segmentation", key, {"tissue": pack(outcome.prepared, own)})
+    for case_id in dict.fromkeys(outcomes[position].case_id for position in missing):
+        here = [position for position in missing if outcomes[position].case_id == case_id]
+        prepared = outcomes[here[0]].prepared
+        classes = workspace.engine.segment_near(prepared, [outcomes[position].composite for position in here])
+        for position, own in zip(here, classes, strict=True):
+            key = workspace.segmentation_key(outcomes[position].outcome_id)
+            workspace.artifacts.put("segmentation", key, {"tissue": pack(prepared, own)})
             tissue[position] = own
     results = []
     for position, (name, outcome, found) in enumerate(zip(names, outcomes, tissue, strict=True)):

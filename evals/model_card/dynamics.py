@@ -22,7 +22,7 @@ from evals.model_card.figures import (
     resampled_figure,
     slope,
 )
-from evals.model_card.scene import FollowUp, Measures, Scene
+from evals.model_card.scene import FollowUp, Measures, Scene, TrueFollowUp
 from evals.simulators import Simulator
 from models.formulary import ITEM_ORDER, Formulary
 from models.patch import FEATHER_MM, paste, spacing_of
@@ -80,7 +80,7 @@ class Effects(NamedTuple):
     """
 
     protocols: list[Protocol]
-    true: list[FollowUp]
+    true: list[TrueFollowUp]
     simulated: list[FollowUp]
     rows: list[Row]
 

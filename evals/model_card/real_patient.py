@@ -211,7 +211,7 @@ def simulated_tissue(engine: Engine, pair: RealPair) -> dict[str, dict[str, floa
     real = np.stack([crop(pair.after, patch) for patch in prepared.patches])
     out = {}
     for name, scan in (("simulated", simulated), ("real", real)):
-        found = engine.segment(scan, prepared.pre, mask)[mask]
+        found = engine.segment_near(prepared, [scan])[0][mask]
         shares = {"viable": VIABLE, "necrotic": NECROTIC, "oil": OIL}
         out[name] = {label: float((found == tissue).mean()) for label, tissue in shares.items()}
     return out

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from evals.model_card.figures import Figure, figure, mean_figure
-from evals.model_card.scene import FollowUp, Scene
+from evals.model_card.scene import Scene, TrueFollowUp
 from models.networks.quantiser import EmaQuantiser
 from models.response import OIL
 
 
-def measure_autoencoder(scene: Scene, true: FollowUp) -> dict[str, Any]:
+def measure_autoencoder(scene: Scene, true: TrueFollowUp) -> dict[str, Any]:
     """Mean absolute error in HU over the patch, in the tumour and in Lipiodol, and how often each code was nearest."""
     engine = scene.engine
     scan = np.clip(true.hu.astype(np.float32), *engine.model.preset.hu_window)

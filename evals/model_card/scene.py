@@ -46,14 +46,21 @@ class Measures(NamedTuple):
     viable: float
 
 
-class FollowUp(NamedTuple):
-    """A true or simulated scan after treatment on the patch grid: HU and tissue classes, both (L, S, S, S).
+@dataclass(frozen=True, eq=False)
+class FollowUp:
+    """A scan after treatment on the patch grid: HU and tissue classes, both (L, S, S, S).
 
-    `tissue` is 0 beyond 5 mm of the tumour, as the planner's tools keep it; `all_tissue` goes on.
+    `tissue` is 0 beyond 5 mm of the tumour, as the planner's tools keep it.
     """
 
     hu: npt.NDArray[np.int16]
     tissue: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class TrueFollowUp(FollowUp):
+    """The phantom's own scan; `all_tissue` are the classes of the whole patches."""
+
     all_tissue: npt.NDArray[np.uint8]
 
 
@@ -88,7 +95,7 @@ class Scene:
         liver = float(np.isin(scan.organs, LIVER_LABELS).sum()) * voxel_ml(affine)
         return cls(patient, engine, volume, scan.organs, prepared, liver)
 
-    def truth(self, response: TrueResponse, scan_seed: int = TRUE_SCAN) -> FollowUp:
+    def truth(self, response: TrueResponse, scan_seed: int = TRUE_SCAN) -> TrueFollowUp:
         """The phantom's own follow-up scan and tissue."""
         hu, tissue = [], []
         for patch, anatomy in zip(self.prepared.patches, self._anatomies, strict=True):
@@ -98,7 +105,7 @@ class Scene:
             hu.append(np.rint(scan.hu).astype(np.int16))
             tissue.append(scan.tissue)
         classes = np.stack(tissue)
-        return FollowUp(np.stack(hu), self.near(classes), classes)
+        return TrueFollowUp(np.stack(hu), np.where(self.prepared.near > 0, classes, 0).astype(np.uint8), classes)
 
     @cached_property
     def _anatomies(self) -> list[Anatomy]:
@@ -106,22 +113,16 @@ class Scene:
         grids = [Grid.from_affine(patch.affine, (patch.size,) * 3) for patch in self.prepared.patches]
         return [render_anatomy(self.patient, grid) for grid in grids]
 
-    def near(self, classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Tissue classes within 5 mm of the original tumour, 0 elsewhere."""
-        return np.where(self.prepared.near > 0, classes, 0).astype(np.uint8)
-
     def follow_ups(self, scans: list[npt.NDArray[np.int16]]) -> list[FollowUp]:
         """Scans after treatment (L, S, S, S) with the tissue that the assistant model finds in them."""
         if not scans:
             return []
-        count = len(scans)
-        found = self.engine.segment(
-            np.concatenate(scans),
-            np.concatenate([self.prepared.pre] * count),
-            np.concatenate([self.prepared.numbers > 0] * count),
-        )
-        parts = np.split(found, count)
-        return [FollowUp(hu, self.near(part), part) for hu, part in zip(scans, parts, strict=True)]
+        found = self.engine.segment_near(self.prepared, scans)
+        return [FollowUp(hu, tissue) for hu, tissue in zip(scans, found, strict=True)]
+
+    def classes(self, scan: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+        """The tissue that the assistant model finds in whole patches (L, S, S, S)."""
+        return self.engine.segment(scan, self.prepared.pre, self.prepared.numbers > 0)
 
     def measures(self, found: FollowUp) -> Measures:
         """Shares of the original tumour's volume; each lesion counted in the patch that simulates it."""

@@ -12,7 +12,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice
 
 from evals.model_card.figures import Figure, mean_figure, share_figure
-from evals.model_card.scene import FollowUp, Scene
+from evals.model_card.scene import FollowUp, Scene, TrueFollowUp
 from models.engine import Engine
 from models.networks.localiser import Region
 from models.networks.segmenter import Tissue
@@ -88,7 +88,7 @@ def _outlines(
     }
 
 
-def measure_segmentation(scene: Scene, true: FollowUp, read: FollowUp, simulated: FollowUp) -> dict[str, Any]:
+def measure_segmentation(scene: Scene, true: TrueFollowUp, read: FollowUp, simulated: FollowUp) -> dict[str, Any]:
     """Scores before treatment (no mask given), on the true and on a simulated follow-up; errors of size.
 
     Args:
@@ -100,8 +100,8 @@ def measure_segmentation(scene: Scene, true: FollowUp, read: FollowUp, simulated
     prepared = scene.prepared
     views = {
         "pre": score_regions(scene),
-        "post": score_classes(scene, read.all_tissue, true.all_tissue),
-        "simulated_post": score_classes(scene, simulated.all_tissue, true.all_tissue),
+        "post": score_classes(scene, scene.classes(read.hu), true.all_tissue),
+        "simulated_post": score_classes(scene, scene.classes(simulated.hu), true.all_tissue),
     }
     states = {name: lesion_states(prepared, scan.tissue) for name, scan in (("true", true), ("found", read))}
     sizes = {

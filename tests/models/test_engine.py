@@ -168,6 +168,38 @@ def test_nothing_changes_outside_the_feather(engine: Engine):
         assert (difference[inside] != 0).any()
 
 
+def test_a_small_tumour_is_decoded_and_segmented_in_a_box(model: WorldModel):
+    """Against the whole patch: the change in HU agrees, and the segmenter sees and answers for the box only."""
+    crops = {p: getattr(model.preset.training, p).model_copy(update={"crop": 16}) for p in ("autoencoder", "segmenter")}
+    small = model.preset.model_copy(update={"training": model.preset.training.model_copy(update=crops)})
+    case = {"shape": (60, 60, 40), "spacing": (1.5, 1.5, 2.25), "lesions": (((30, 30, 20), 5.0),)}
+    whole, boxed = (
+        Engine("cpu", model=dataclasses.replace(model, preset=preset), precision="fp32", batch=4)
+        for preset in (model.preset, small)
+    )
+    one, other = prepare(whole, **case), prepare(boxed, **case)
+    assert one.boxes == ((slice(0, 32),) * 3,)
+    (box,) = other.boxes
+    assert all(s.stop - s.start == 24 for s in box)
+    assert other.support.sum() == other.support[0][box].sum()
+    (_, full), (_, part) = (
+        *whole.simulate_differences(one, [(CISPLATIN, 0)]),
+        *boxed.simulate_differences(other, [(CISPLATIN, 0)]),
+    )
+    assert np.abs(full).max() > 20
+    assert np.abs(full - part).max() <= 8  # untrained networks; trained ones stay within 2
+    assert np.abs(full - part)[one.support].mean() < 2
+    assert not part[~other.support].any()
+    scans = [boxed.composite(other, part)]
+    (found,) = boxed.segment_near(other, scans)
+    cut = [np.asarray(a)[0][box][None] for a in (scans[0], other.pre, other.numbers > 0)]
+    np.testing.assert_array_equal(found[0][box], np.where(other.near[0][box] > 0, boxed.segment(*cut)[0], 0))
+    assert found[other.near > 0].any()
+    assert not found[other.near == 0].any()
+    (alone,) = whole.segment_near(one, [one.pre])
+    np.testing.assert_array_equal(alone, np.where(one.near > 0, whole.segment(one.pre, one.pre, one.numbers > 0), 0))
+
+
 def test_jobs_are_yielded_in_order_with_all_patches(engine: Engine):
     case = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15, 15), 12.0), ((85, 15, 15), 10.0))}
     prepared = prepare(engine, **case)

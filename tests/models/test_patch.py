@@ -8,12 +8,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from models.errors import MaskError
 from models.patch import (
     FEATHER_MM,
     Patch,
     apply_change,
+    boxes_around,
     crop,
     crop_lesions,
     crop_mask,
@@ -290,3 +292,16 @@ def test_the_real_tumour_fits_one_coarse_patch(real_data: Path):
     assert patch.spacing_mm == pytest.approx(3.4, abs=0.1)
     share = crop_mask(labels == 2, affine, patch)
     assert float(share.sum()) * patch.spacing_mm**3 / 1000 == pytest.approx(1420, rel=0.02)
+
+
+def test_boxes_hold_what_is_set_and_have_one_shape():
+    inside = np.zeros((3, 64, 64, 64), dtype=bool)
+    inside[0, 20:41, 1:9, 30:34] = True
+    inside[1, 50:63, 30:33, 0:64] = True  # the third cube is empty: it counts whole
+    for count, expected in ((1, (40, 24, 24)), (2, (40, 24, 64)), (3, (64, 64, 64))):
+        boxes = boxes_around(inside[:count], margin=8, least=24, step=8, cell=4)
+        for one, box in zip(inside, boxes, strict=False):
+            assert tuple(s.stop - s.start for s in box) == expected
+            assert all(s.start % 4 == 0 and s.start >= 0 and s.stop <= 64 for s in box)
+            wide = ndimage.binary_dilation(one, np.ones((17, 17, 17), bool)) if one.any() else one
+            assert wide[box].sum() == wide.sum()  # the margin too, where the cube goes on

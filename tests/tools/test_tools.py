@@ -147,9 +147,13 @@ def test_every_outcome_is_read_beside_its_own_patches_before_treatment(
     monkeypatch.setattr(engine, "segment", keep)
     segment([*names, third], workspace=workspace)
     ((patches, before, mask),) = seen
-    np.testing.assert_array_equal(patches, np.concatenate([workspace.outcome(n).composite for n in (names[1], third)]))
-    np.testing.assert_array_equal(before, np.concatenate([prepared.pre, prepared.pre]))
-    np.testing.assert_array_equal(mask, np.concatenate([prepared.numbers > 0] * 2))
+
+    def boxes(*scans: NDArray[np.generic]) -> NDArray[np.generic]:
+        return np.stack([p[box] for scan in scans for p, box in zip(scan, prepared.boxes, strict=True)])
+
+    np.testing.assert_array_equal(patches, boxes(*(workspace.outcome(n).composite for n in (names[1], third))))
+    np.testing.assert_array_equal(before, boxes(prepared.pre, prepared.pre))
+    np.testing.assert_array_equal(mask, boxes(*[prepared.numbers > 0] * 2))
 
 
 def test_a_damaged_segmentation_is_computed_again(make_workspace: MakeWorkspace):
