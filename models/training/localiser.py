@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.losses import DiceCELoss
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from models.networks.localiser import Localiser, Region
@@ -17,6 +19,38 @@ from models.training.pictures import mosaic
 from models.training.pool import Pool, another_scanner, hu_to_unit
 
 VALIDATION_PATIENTS = 64
+UNEVEN_SHARE = 0.5  # of the cubes
+GRAIN_VOXELS = (0.7, 4.0)  # of the unevenness
+ORGANS_HU, TUMOUR_HU, SHIFT_HU = 6.0, 30.0, 20.0
+VESSELS, VESSEL_HU = 0.03, (40.0, 140.0)  # share of a tumour's voxels, and how much brighter
+
+
+def uneven(scan: Tensor, regions: Tensor, window: tuple[float, float], rng: np.random.Generator) -> Tensor:
+    """A scan whose organs are a little uneven and whose tumours are of mixed density, with vessels in some.
+
+    Randomising what the phantom draws too alike, so that a network relies less on it (Billot et al. 2023,
+    doi:10.1016/j.media.2023.102789). The sizes are the project's judgement, after HCC_009 (its mass is as dense as the
+    liver beside it, in patches, with bright arteries).
+
+    Args:
+        scan: (X, Y, Z) in [-1, 1].
+        regions: (X, Y, Z) of `Region`.
+        window: HU that -1 and 1 stand for.
+        rng: draws the unevenness.
+    """
+    tumour = regions.numpy() == Region.TUMOUR
+    change = ORGANS_HU * rng.random() * _grain(scan.shape, rng)
+    inside = TUMOUR_HU * rng.random() * _grain(scan.shape, rng) + SHIFT_HU * rng.uniform(-1.0, 1.0)
+    if rng.random() < 0.5:
+        inside += (rng.random(scan.shape) < VESSELS * rng.random()) * rng.uniform(*VESSEL_HU)
+    change += np.where(tumour, inside, 0.0)
+    return (scan + torch.from_numpy(change.astype(np.float32)) * (2.0 / (window[1] - window[0]))).clamp(-1.0, 1.0)
+
+
+def _grain(shape: Sequence[int], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    field = gaussian_filter(rng.standard_normal(shape), rng.uniform(*GRAIN_VOXELS), mode="wrap")
+    out: npt.NDArray[np.float64] = field / field.std()
+    return out
 
 
 class LocaliserTask:
@@ -48,6 +82,8 @@ class LocaliserTask:
         for _ in range(self.training.batch):
             start = rng.integers(0, size - edge + 1, size=3)
             cube, labels = self._cube(int(rng.choice(self.pool.train)), start, edge)
+            if rng.random() < UNEVEN_SHARE:
+                cube = uneven(cube, labels, self.preset.hu_window, rng)
             scans.extend(another_scanner([cube], rng))
             regions.append(labels)
         seen = torch.stack(scans)[:, None].to(self.device, memory_format=torch.channels_last_3d)
