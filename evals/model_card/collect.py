@@ -15,6 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from models.errors import RunError
+from models.worker_process import end_with_parent
 
 Row = dict[str, Any]
 Measure = Callable[[int], Row]
@@ -95,6 +96,7 @@ def collect(
 
 def _start(build: Callable[[], Measure], threads: int) -> None:
     global _measure
+    end_with_parent()
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     _measure = build()

@@ -27,6 +27,7 @@ from models.phantom.render import Scan, render
 from models.phantom.response import TrueResponse, clinician_protocol, draw_survival, respond
 from models.phantom.version import parameters, phantom_hash
 from models.protocol import Dose, Protocol
+from models.worker_process import end_with_parent
 
 SIZE = 64
 ABDOMEN_MM = (0.0, -15.0, 0.0)
@@ -336,7 +337,7 @@ def write_pool(
     done = n - sum(len(rows) for rows in open_blocks)
     if progress:
         progress(done, n)
-    with ProcessPoolExecutor(workers) as executor:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as executor:
         jobs = {executor.submit(_write_block, out, seed, rows, k): rows for rows in open_blocks}
         try:
             for job in as_completed(jobs):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,3 +70,50 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match="can't be written"):
         folder_of(tmp_path / "file", {"a": 1})
+
+
+ENDLESS = """
+import os, sys, time
+from pathlib import Path
+from evals.model_card.collect import collect
+
+def measure(seed):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(600)
+
+def build():
+    return measure
+
+if __name__ == "__main__":
+    collect(Path(sys.argv[2]), range(4), build, 2)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script, pids = tmp_path / "endless.py", tmp_path / "pids"
+    script.write_text(ENDLESS)
+    pids.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(pids), str(tmp_path / "rows")])
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(pids.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = [int(path.name) for path in pids.iterdir()]
+        assert len(workers) == 2
+        assert all(alive(pid) for pid in workers)
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in workers)
