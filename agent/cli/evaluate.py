@@ -50,8 +50,11 @@ def evaluate_models(
 
     folder = weights or DEFAULT_WEIGHTS
     target = out or folder
-    if not target.is_dir():
-        raise InputError(f"The folder {target} does not exist; make it, or choose another with --out.")
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InputError(f"The folder {out} can't be made ({exc.strerror}); choose another with --out.") from exc
     chosen = {
         "patients": patients, "survival_patients": survival, "tumour_free": tumour_free, "protocols": protocols,
         "replicas": replicas,

@@ -52,8 +52,14 @@ def test_the_full_card_is_the_issues_and_the_quick_one_smaller(asked: list[dict[
     assert asked[1]["command"].startswith("mewm ")
 
 
-def test_a_folder_or_device_that_is_not_there_is_refused(asked: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert isinstance(run("--out", str(tmp_path / "none")).exception, InputError)
+def test_the_folder_of_the_card_is_made(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert run("--quick", "--out", str(tmp_path / "new" / "card")).exit_code == 0
+    assert (asked[0]["out"] / "MODEL_CARD.md").exists()
+
+
+def test_a_folder_or_device_that_cannot_be_had_is_refused(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    assert isinstance(run("--out", str(tmp_path / "file" / "card")).exception, InputError)
     assert run("--device", "tpu", "--out", str(tmp_path)).exit_code == 2
     assert run("--patients", "2", "--out", str(tmp_path)).exit_code == 2
     assert not asked
