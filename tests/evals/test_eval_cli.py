@@ -100,7 +100,8 @@ def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt
     assert again.boards[0].line("own").figures["f1"] == f1
     assert [case.tokens for case in again.cases] == [case.tokens for case in first.cases]
     assert again.boards[0].line("own").figures["requests"].mean == 0.0
-    assert 1.0 <= first.boards[0].line("own").figures["requests"].mean <= 3.0  # cases that look alike share answers
+    # cases that look alike share answers: between one set of questions for all four and one for each
+    assert 0.75 <= first.boards[0].line("own").figures["requests"].mean <= 3.0
     cost = first.boards[0].line("own").figures["cost_usd"]
     assert cost.mean > 0
     # The model alone, with the paper's prompts: Raltitrexed | Lipiodol, half of every gold.

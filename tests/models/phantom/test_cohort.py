@@ -141,7 +141,7 @@ def test_a_pool_that_broke_off_between_its_last_files_is_finished(
         return {**arrays, "protocols": [], "record": {}, "given": {}}
 
     monkeypatch.setattr(pool, "_render_patient", blank)
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
     with monkeypatch.context() as broken:
         broken.setattr(pool, "content_hash", fail)  # all arrays have their names, the index is not there
         with pytest.raises(KeyboardInterrupt):
