@@ -6,7 +6,8 @@ as in the terminal. A turn runs on the server (`agent.web.turns`): the page only
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ HEAD = """<meta name="color-scheme" content="light">
     light();
   });
 </script>"""
+HOLD_S = 20.0
 _KEEP_URL = "(id) => history.replaceState(null, '', id ? '?thread=' + encodeURIComponent(id) : location.pathname)"
 
 
@@ -109,6 +111,17 @@ def theme() -> Any:
     ).set(button_primary_background_fill="#00619c", button_primary_background_fill_hover="#004f80")
 
 
+async def _hold() -> AsyncIterator[None]:
+    """Hold the page's stream of events open, by never ending.
+
+    Gradio ends the stream when nothing is under way, and an event that the page sends in that moment is never answered:
+    a click is lost, and every later one of its kind is taken for a repetition.
+    """
+    while True:
+        await asyncio.sleep(HOLD_S)
+        yield
+
+
 class Workbench(Shown):
     """The page and what its controls do."""
 
@@ -141,6 +154,7 @@ class Workbench(Shown):
         def turn(event: Any, fn: Any, inputs: list[Any]) -> None:
             event(fn, inputs, every, **quiet).then(**follow)
 
+        page.load(_hold, **quiet)
         turn(page.load, self._load, [])
         turn(self.send.click, self._say, [self.words, self.thread, self.name])
         turn(self.words.submit, self._say, [self.words, self.thread, self.name])

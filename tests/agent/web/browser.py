@@ -107,10 +107,10 @@ class Person:
         self.page.wait_for_url("**thread=**")
         self.drawn("left")
 
-    def reload(self) -> None:
-        """Load the page again; what Gradio says of the streams that this breaks off is no fault."""
+    def reload(self, address: str = "") -> None:
+        """Load the page again, or another one; what Gradio says of the streams that this breaks off is no fault."""
         before = len(self.faults)
-        self.page.reload()
+        self.page.goto(address or self.page.url)
         kept = [fault for fault in self.faults[before:] if not any(text in fault for text in BROKEN_OFF)]
         self.faults[before:] = kept
 

@@ -165,7 +165,7 @@ def test_two_people_at_once_decide_about_their_own_plans(browser, small):
 
     # the other one's conversation is nobody else's
     thread = one.page.url.partition("thread=")[2]
-    two.page.goto(f"{small}/?thread={thread}")
+    two.reload(f"{small}/?thread={thread}")
     two.page.wait_for_selector("#chat-problem :text('not among yours')")
     assert thread not in two.page.url
 
