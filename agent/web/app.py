@@ -48,7 +48,7 @@ HEAD = """<meta name="color-scheme" content="light">
     light();
   });
 </script>"""
-HOLD_S = 20.0
+HOLD_S = 20.0  # after a page is left, its `_hold` goes on for this long at most
 _KEEP_URL = "(id) => history.replaceState(null, '', id ? '?thread=' + encodeURIComponent(id) : location.pathname)"
 
 
