@@ -211,6 +211,19 @@ def test_two_plans_of_one_conversation_are_not_mixed_up(browser, small):
     assert person.faults == []
 
 
+def test_the_stream_of_events_stays_open_while_nothing_is_under_way(browser, small):
+    """Gradio would close it, and an event that comes just then is never answered."""
+    person = browser.person(small)
+    streams = []
+    person.page.on("request", lambda request: streams.append(request) if "/queue/data" in request.url else None)
+    for ended in ("requestfinished", "requestfailed"):
+        person.page.on(ended, lambda request: streams.remove(request) if request in streams else None)
+    person.open_case()
+    person.page.wait_for_timeout(2000)
+    assert streams
+    assert person.faults == []
+
+
 def test_stop_resume_reload_and_the_keyboard(browser, small):
     person = browser.person(small, 1920, 1080)
     page = person.page
