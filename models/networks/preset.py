@@ -49,6 +49,9 @@ class DenoiserPreset(_Part):
     action_dim: int = Field(ge=1)
     steps: int = Field(ge=1, description="steps that `sample` takes unless told otherwise")
     guidance: float = Field(ge=0, description="classifier-free guidance; 1 is plain conditional sampling")
+    guidance_every: int = Field(
+        default=1, ge=1, description="the guidance is computed anew in every so many steps and kept between"
+    )
     objective: Literal["flow", "noise"] = Field(
         default="flow", description="velocity of a rectified flow, or the paper's noise prediction, equation (2)"
     )

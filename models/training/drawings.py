@@ -116,7 +116,8 @@ def draw_pool(
     protocols = pool.post.shape[1]
     index = folder / DONE
     who = hashlib.sha256(np.ascontiguousarray(patients).tobytes()).hexdigest()[:16]
-    sampling = f"{preset.denoiser.sampler} {preset.denoiser.steps} {preset.denoiser.guidance}"
+    sampler = preset.denoiser
+    sampling = f"{sampler.sampler} {sampler.steps} {sampler.guidance} {sampler.guidance_every}"
     told = f"{painter.identity} {sampling} {pool.data_hash} {who} {protocols} {preset.size} seed {seed}"
     done = 0
     try:
