@@ -3,9 +3,9 @@
 `search` sets this search beside the same search done as the paper's public script does it.
 
 The public script's loop (`loop_like_the_public_script`): B beams that start equal; at every horizon each beam tries
-every agent that the
-conflict rules allow with T replicas, one simulation at a time in fp32; nothing is reused between beams; networks stay
-loaded.
+every agent that the conflict rules allow with T replicas, one simulation at a time in fp32; nothing is reused between
+beams, whole patches are decoded and segmented, and the scan before treatment is encoded for every simulation; networks
+stay loaded.
 Ours is the `beam` strategy as `mewm plan` runs it. Both use the same weights, sampling steps, T, B, horizons and
 action set.
 The second loop is the same one at our precision, which separates the gain of reuse and batching from that of bf16.
@@ -35,12 +35,14 @@ from agent.plan import read_plan
 from agent.run import start_run
 from agent.services import make_services
 from agent.settings import PlannerSettings
-from evals.bench_engine import bench_engine
-from models.engine import Device, Engine, Precision
+from evals.bench_engine import bench_engine, whole_patches
+from models.engine import Device, Engine, Precision, Prepared
 from models.errors import RunError
+from models.networks.precision import autocast
 from models.phantom.cohort import write_demo_case
 from models.protocol import Kind, Protocol
 from models.toxicity import toxicity
+from models.training.pool import hu_to_unit
 from tools.check_rules import check_rules
 from tools.workspace import Workspace
 
@@ -81,6 +83,16 @@ def our_search(case: Path, folder: Path, settings: PlannerSettings) -> tuple[Tim
     )
 
 
+def encode_before(engine: Engine, prepared: Prepared) -> None:
+    """What the public script computes of the scan before treatment for every simulation; the engine keeps it."""
+    scan = hu_to_unit(prepared.pre, engine.model.preset.hu_window)[:, None].to(engine.device)
+    tumour = torch.from_numpy((prepared.numbers > 0).astype(np.float32))[:, None].to(engine.device)
+    with torch.inference_mode(), autocast(engine.device, engine.precision == "bf16"):
+        engine.model.autoencoder.encode(scan)
+    with torch.inference_mode():
+        engine.model.survival.encode_pre(torch.cat([scan, tumour], dim=1))
+
+
 def loop_like_the_public_script(
     case: Path,
     folder: Path,
@@ -104,10 +116,11 @@ def loop_like_the_public_script(
     engine = Engine(settings.device, precision=precision, batch=1)
     workspace = Workspace({"bench": case}, folder, engine=engine)
     record = workspace.case("bench").record
-    prepared = workspace.prepared("bench")
+    prepared = whole_patches(engine, workspace.prepared("bench"))
     liver_ml = workspace.liver_ml("bench")
 
     def risk(protocol: Protocol, seed: int) -> float:
+        encode_before(engine, prepared)
         outcome = engine.simulate(prepared, [(protocol, seed)], settings.steps)
         harm = toxicity(protocol, record, prepared.tumour_ml, liver_ml).log_hazard
         return engine.log_risk(prepared, outcome, engine.segment_near(prepared, outcome))[0] + harm

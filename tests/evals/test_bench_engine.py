@@ -7,7 +7,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from evals.bench_engine import PARTS, EngineTiming, _Clock, bench_engine, network_parts
+from evals.bench_engine import PARTS, EngineTiming, _Clock, bench_case, bench_engine, network_parts, whole_patches
+from models.engine import Engine
+from models.phantom.cohort import DEMO_SEED
+from models.phantom.patient import draw_patient
+from models.protocol import Protocol
 from models.weights import init_world_model
 from tests.models.test_engine import tiny_preset
 
@@ -66,3 +70,16 @@ def test_the_pre_branch_belongs_to_every_simulation_without_a_cache() -> None:
     ms = dict.fromkeys(PARTS, 1.0) | {"pre-branch": 100.0}
     assert EngineTiming("a", 8, "fp32", "cpu", 1, False, ms).total_ms == 6.0
     assert EngineTiming("b", 1, "fp32", "cpu", 1, True, ms).total_ms == 106.0
+
+
+def test_whole_patches_leave_nothing_out() -> None:
+    engine = Engine("cpu", batch=1, model=init_world_model(tiny_preset(), seed=3))
+    patient = draw_patient(DEMO_SEED)
+    prepared = engine.prepare(*bench_case(patient), patient.record)
+    whole = whole_patches(engine, prepared)
+    assert whole.decoded.shape == whole.pre.shape
+    ((_, change),) = engine.simulate_differences(
+        whole, [(Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",)), 0)], steps=1
+    )
+    assert (change[whole.support] != 0).any()
+    assert not change[~whole.support].any()
