@@ -35,6 +35,7 @@ from agent.run import Run, start_run
 from agent.services import make_services
 from agent.settings import PlannerSettings
 from agent.state import CaseFacts, Conditions
+from evals.ablation import WithoutAssistant
 from evals.datasets.phantom import PhantomCase, draw_cases
 from evals.image_regressor import predict_risks
 from evals.model_card.collect import Measure, Row, collect, folder_of, write_json
@@ -47,7 +48,6 @@ from evals.planning_variants import (
     PreTreatmentImage,
     TrueHazard,
     TrueImage,
-    WithoutAssistant,
 )
 from evals.regressor import DirectRegressor
 from evals.regret import RiskTable, allowed_protocols, true_risks
@@ -97,13 +97,17 @@ def _same(base: Engine, patient: Patient) -> Engine:  # noqa: ARG001 (as the oth
     return base
 
 
+def _without_assistant(base: Engine, patient: Patient) -> Engine:  # noqa: ARG001 (as the others)
+    return WithoutAssistant(base)
+
+
 def _other(base: Engine, patient: Patient) -> Engine:
     return AnotherPatientsImage(base, patient, draw_patient(OTHER_PATIENTS + patient.seed % 1000))
 
 
 LINES = (
     Line(FULL, "full planner", _same),
-    Line("no_assistant", "without the assistant model", WithoutAssistant),
+    Line("no_assistant", "without the assistant model", _without_assistant),
     Line("no_contrastive", "without combo-contrastive learning", _same, "contrastive"),
     Line("no_attenuation", "without attenuation", _same, "attenuation"),
     Line("paper_losses", "with the paper's losses", _same, "paper_losses"),

@@ -41,21 +41,6 @@ class Variant(Engine):
         return f"{super().weights_hash}-{self.mark}"
 
 
-class WithoutAssistant(Variant):
-    """No assistant model: the whole original tumour counts as viable under every protocol."""
-
-    mark = "no-assistant"
-
-    def segment(
-        self,
-        patches: NDArray[np.generic],
-        before: NDArray[np.generic],  # noqa: ARG002 (as of `Engine.segment`)
-        mask: NDArray[np.bool_],
-    ) -> NDArray[np.uint8]:
-        """The tumour before treatment as viable tissue, (N, S, S, S)."""
-        return np.where(np.asarray(mask, dtype=bool), VIABLE, 0).astype(np.uint8).reshape(np.shape(patches))
-
-
 class PreTreatmentImage(Variant):
     """The simulated image is the one before treatment."""
 

@@ -32,7 +32,6 @@ from evals.planning_variants import (
     PreTreatmentImage,
     TrueHazard,
     TrueImage,
-    WithoutAssistant,
 )
 from models.engine import Engine
 from models.errors import InputError
@@ -134,16 +133,10 @@ def test_the_true_hazard_is_that_of_the_volume_in_the_simulation(scene: Scene) -
     assert found == pytest.approx(log_hazard(scene.patient, tissue_ml(scene.prepared, tissue)[VIABLE], 0.0))
 
 
-def test_without_the_assistant_the_whole_tumour_lives(scene: Scene) -> None:
-    mask = scene.prepared.numbers > 0
-    found = WithoutAssistant(scene.engine, scene.patient).segment(scene.prepared.pre, scene.prepared.pre, mask)
-    np.testing.assert_array_equal(found, np.where(mask, VIABLE, 0))
-
-
 def test_no_variant_is_ever_taken_for_another(scene: Scene) -> None:
-    kinds = (WithoutAssistant, PreTreatmentImage, TrueImage, TrueHazard)
+    kinds = (PreTreatmentImage, TrueImage, TrueHazard)
     hashes = {kind(scene.engine, scene.patient).weights_hash for kind in kinds} | {scene.engine.weights_hash}
-    assert len(hashes) == 5
+    assert len(hashes) == 4
 
 
 def rows(regrets: list[float], *, full: bool = False) -> list[dict[str, Any]]:
