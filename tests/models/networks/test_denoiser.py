@@ -72,6 +72,37 @@ def test_guidance_one_is_plain_zero_ignores_the_action_and_two_doubles_its_effec
     torch.testing.assert_close(zero[0], zero[1], rtol=1e-4, atol=1e-5)
 
 
+class KnownGuidance(ExactFlow):
+    """Velocity 1 with the action and t without it."""
+
+    def __init__(self, model: WorldModel, every: int) -> None:
+        super().__init__(torch.zeros(1), model)
+        self.preset = self.preset.model_copy(update={"guidance_every": every})
+        self.hidden: list[float] = []
+
+    def __call__(self, z_t: Tensor, t: Tensor, *_: Any, keep: Tensor | None = None, **__: Any) -> Tensor:
+        if keep is None:
+            return torch.ones_like(z_t)
+        assert not keep.any()
+        self.hidden.append(round(float(t[0]), 3))
+        return torch.full_like(z_t, float(t[0]))
+
+
+@pytest.mark.parametrize(
+    ("every", "asked", "way"),
+    # five steps of 0.2 with weight 3: 0.2 * sum of 1 + 2 * (1 - the time at which the guidance was computed last)
+    [(1, [0.0, 0.2, 0.4, 0.6, 0.8], 2.2), (3, [0.0, 0.6], 2.52), (9, [0.0], 3.0)],
+)
+def test_the_guidance_is_kept_between_the_steps_that_compute_it(
+    model: WorldModel, every: int, asked: list[float], way: float
+) -> None:
+    inputs = _inputs(model)
+    flow = KnownGuidance(model, every)
+    out = sample(flow, **inputs, steps=5, guidance=3.0)  # type: ignore[arg-type]
+    assert flow.hidden == asked
+    torch.testing.assert_close(out, inputs["noise"] + way, rtol=1e-4, atol=1e-4)
+
+
 def test_steps_must_be_positive(model: WorldModel) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         sample(model.denoiser, **_inputs(model), steps=0)
