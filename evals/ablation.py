@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from models.engine import Engine
+from models.errors import InputError
 from models.response import VIABLE
+from models.weights import read_manifest
 
 ASSISTANT = "assistant"
 """The assistant model of the paper's Table 3: the segmentation that tells the survival model where the tumour is."""
@@ -38,3 +42,34 @@ class WithoutAssistant(Engine):
     ) -> NDArray[np.uint8]:
         """The tumour before treatment as viable tissue, (N, S, S, S)."""
         return np.where(np.asarray(mask, dtype=bool), VIABLE, 0).astype(np.uint8).reshape(np.shape(patches))
+
+
+TRAINED_WITH = {"contrastive": "contrast_weight", "attenuation": "attenuation_share", "paper_losses": "effect_weight"}
+"""Setting of the denoiser's training that is 0 in weights without the part (`docs/training.md`)."""
+
+
+def check_trained_without(what: str, folder: Path) -> None:
+    """Refuses weights that were trained with the part that they are said to lack.
+
+    Args:
+        what: Key of `TRAINED_WITH`.
+        folder: Of the bundle.
+
+    Raises:
+        WeightsError: there is no bundle.
+        InputError: the part was there, or nothing says that it was not.
+    """
+    preset = read_manifest(folder).preset
+    setting = TRAINED_WITH[what]
+    value = preset.training.denoiser.options.get(setting)
+    if value != 0:
+        raise InputError(
+            f"The weights in {folder} were not trained without {what}: their {setting} is "
+            f"{'not stated' if value is None else f'{value:g}'}; train and export them with --set "
+            f"training.denoiser.options.{setting}=0."
+        )
+    if what == "paper_losses" and preset.denoiser.objective != "noise":
+        raise InputError(
+            f"The weights in {folder} were not trained with the paper's losses: their objective is "
+            f"{preset.denoiser.objective}; train and export them with --set denoiser.objective=noise."
+        )

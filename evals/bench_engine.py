@@ -146,8 +146,9 @@ def time_engine(
     clock = _Clock(engine.device)
     with clock.listening(network_parts(engine.model)):
         prepared = prepare(engine, "timed")
-        # encode, decode and segment the scan before treatment, and the survival network's side of it
-        pre_seconds = sum(clock.seconds.values())
+        # the public script encodes the scan before treatment; the engine decodes and segments it too, once per plan
+        before = ("encoder", "survival encoder") if as_the_script else tuple(clock.seconds)
+        pre_seconds = sum(clock.seconds[part] for part in before)
         if as_the_script:
             prepared = whole_patches(engine, prepared)
         clock.seconds.clear()

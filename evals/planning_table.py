@@ -35,7 +35,7 @@ from agent.run import Run, start_run
 from agent.services import make_services
 from agent.settings import PlannerSettings
 from agent.state import CaseFacts, Conditions
-from evals.ablation import WithoutAssistant
+from evals.ablation import WithoutAssistant, check_trained_without
 from evals.datasets.phantom import PhantomCase, draw_cases
 from evals.image_regressor import predict_risks
 from evals.model_card.collect import Measure, Row, collect, folder_of, write_json
@@ -377,7 +377,8 @@ def read_without(texts: Sequence[str]) -> dict[str, Path]:
     """NAME=FOLDER pairs.
 
     Raises:
-        InputError: one that is no pair, of an unknown name, or without weights.
+        WeightsError: there are no weights in a folder.
+        InputError: one that is no pair, of an unknown name, or with weights that had the part.
     """
     known = {line.weights for line in LINES if line.weights is not None}
     out: dict[str, Path] = {}
@@ -385,7 +386,7 @@ def read_without(texts: Sequence[str]) -> dict[str, Path]:
         name, _, folder = text.partition("=")
         if name not in known or not folder:
             raise InputError(f"--without {text!r} is not NAME=FOLDER with a name of {', '.join(sorted(known))}.")
-        read_manifest(Path(folder))
+        check_trained_without(name, Path(folder))
         out[name] = Path(folder)
     return out
 

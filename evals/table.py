@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.files import write_text
-from evals.ablation import ASSISTANT
+from evals.ablation import ASSISTANT, check_trained_without
 from evals.baselines import NAMES
 from evals.datasets import load_dataset
 from evals.prepare import prepare
 from evals.report.markdown import report_markdown
 from evals.report.summary import Summary
 from evals.workers import Job, is_answered
-from models.errors import InputError
-from models.weights import read_manifest
 
 LEAD = "planner"
 
@@ -54,8 +52,6 @@ PARTS = (
     Part("no-attenuation", "without attenuation", {}, ("attenuation",), "attenuation"),
 )
 NO_WEIGHTS = "not trained; weights that were trained so are given with --weights-without {what}=FOLDER"
-TRAINED_WITH = {"contrastive": "contrast_weight", "attenuation": "attenuation_share"}
-"""Setting of the denoiser's training that is 0 in weights without the part (`docs/training.md`)."""
 MINUTES_PER_PLAN = (0.5, 1.5)
 """Minutes of one CPU core for a plan at B = T = 3, with what the parts of a patient share: estimated from two patients
 on the weights of preset ``small``."""
@@ -98,24 +94,13 @@ def evaluations(
             if mine is None:
                 not_run[part.label] = NO_WEIGHTS.format(what=part.weights)
                 continue
-            _check_trained_without(part.weights, mine)
+            check_trained_without(part.weights, mine)
         evaluation = prepare(
             "phantom", seed=seed, limit=n, weights=mine, parts_off=part.parts_off, dataset=dataset,
             baselines=NAMES if part.name == LEAD else (), planner={"seed": seed, **(planner or {}), **part.planner},
         )  # fmt: skip
         found.append(Job(out / part.name, evaluation))
     return found, not_run
-
-
-def _check_trained_without(what: str, folder: Path) -> None:
-    setting = TRAINED_WITH[what]
-    value = read_manifest(folder).preset.training.denoiser.options.get(setting)
-    if value != 0:
-        raise InputError(
-            f"The weights in {folder} were not trained without {what}: their {setting} is "
-            f"{'not stated' if value is None else f'{value:g}'}; train and export them with --set "
-            f"training.denoiser.options.{setting}=0."
-        )
 
 
 def cost_estimate(jobs: Sequence[Job], processes: int) -> str:

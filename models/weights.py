@@ -71,9 +71,12 @@ class Manifest(BaseModel):
 
     @property
     def weights_hash(self) -> str:
-        """Short id of exactly these weights (12 hex digits)."""
+        """Short id of exactly these weights (12 hex digits).
+
+        The preset counts as the bundle states it: a setting that presets gain later leaves the id as it is.
+        """
         text = json.dumps({name: file.sha256 for name, file in sorted(self.files.items())})
-        return hashlib.sha256((text + self.preset.model_dump_json()).encode()).hexdigest()[:12]
+        return hashlib.sha256((text + self.preset.model_dump_json(exclude_unset=True)).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def save_world_model(
         manifest = Manifest(
             format=FORMAT,
             origin=origin,
-            preset=preset,
+            preset=Preset.model_validate(preset.model_dump()),  # states every setting, the defaults too
             files=files,
             survival_baseline=baseline,
             provenance=dict(provenance),

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice
+from scipy import ndimage
 
-from evals.model_card.figures import Figure, mean_figure, share_figure
+from evals.model_card.figures import mean_figure, share_figure
 from evals.model_card.scene import FollowUp, Scene, TrueFollowUp
-from models.engine import Engine
+from models.engine import Engine, Prepared
 from models.networks.localiser import Region
 from models.networks.segmenter import Tissue
 from models.patch import TUMOUR_LABEL, spacing_of
 from models.phantom.cohort import CASE_SHAPE, case_affine
 from models.phantom.patient import draw_patient
 from models.phantom.render import render
-from models.response import VIABLE
+from models.response import VIABLE, longest_axial_diameter
 from models.volume import Volume
 from tools.measure_response import lesion_states
 from tools.workspace import LIVER_LABELS
 
 Mask = npt.NDArray[np.bool_]
-VIEWS = ("pre", "post", "simulated_post")
+SIZES = {
+    "pre": ("tumour_ml", "longest_mm"),
+    "post": ("viable_ml", "viable_mm", "longest_mm"),
+    "simulated_post": ("viable_ml", "viable_mm", "longest_mm"),
+}
+VIEWS = tuple(SIZES)
 
 
 def overlap(found: Mask, true: Mask) -> float | None:
@@ -68,9 +75,8 @@ def score_classes(scene: Scene, found: npt.NDArray[np.uint8], true: npt.NDArray[
     return out
 
 
-def score_regions(scene: Scene) -> dict[str, float | None]:
-    """Scores of the scan before treatment, the whole of it and no mask given."""
-    found = scene.engine.segment_volume(scene.volume)
+def score_regions(scene: Scene, found: npt.NDArray[np.uint8]) -> dict[str, float | None]:
+    """Scores of the regions (X, Y, Z) that were found on the whole scan before treatment, no mask given."""
     tumour, liver = scene.labels == TUMOUR_LABEL, np.isin(scene.labels, LIVER_LABELS)
     spacing = [float(mm) for mm in spacing_of(scene.volume.affine)]
     return _outlines(found >= Region.LIVER, liver, found == Region.TUMOUR, tumour, spacing)
@@ -97,28 +103,54 @@ def measure_segmentation(scene: Scene, true: TrueFollowUp, read: FollowUp, simul
         read: The same scan with the tissue that was found in it.
         simulated: A simulated one of the same protocol, with the tissue that was found in it.
     """
-    prepared = scene.prepared
+    found = scene.engine.segment_volume(scene.volume)
     views = {
-        "pre": score_regions(scene),
+        "pre": score_regions(scene, found),
         "post": score_classes(scene, scene.classes(read.hu), true.all_tissue),
         "simulated_post": score_classes(scene, scene.classes(simulated.hu), true.all_tissue),
     }
-    states = {name: lesion_states(prepared, scan.tissue) for name, scan in (("true", true), ("found", read))}
+    measured: dict[str, list[tuple[float, ...]]] = {
+        "pre": [_sizes_before(mask, scene.volume) for mask in (found == Region.TUMOUR, scene.labels == TUMOUR_LABEL)],
+        "post": [_sizes_after(scene.prepared, scan) for scan in (read, true)],
+        "simulated_post": [_sizes_after(scene.prepared, scan) for scan in (simulated, true)],
+    }
     sizes = {
-        "viable_ml": [sum(state.viable_ml for state in states[side]) for side in ("found", "true")],
-        "viable_mm": [sum(state.viable_mm for state in states[side]) for side in ("found", "true")],
-        "longest_mm": [max(state.longest_mm for state in states[side]) for side in ("found", "true")],
+        view: {name: list(pair) for name, pair in zip(SIZES[view], zip(*pairs, strict=True), strict=True)}
+        for view, pairs in measured.items()
     }
     return {"views": views, "sizes": sizes}
+
+
+def _sizes_before(tumour: Mask, volume: Volume) -> tuple[float, ...]:
+    """Volume of all tumours in ml, longest axial diameter of the largest one in mm."""
+    parts, count = ndimage.label(tumour)
+    if not count:
+        return 0.0, 0.0
+    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    spacing = [float(mm) for mm in spacing_of(volume.affine)]
+    return float(tumour.sum()) * volume.voxel_ml, longest_axial_diameter(largest, spacing)
+
+
+def _sizes_after(prepared: Prepared, scan: FollowUp) -> tuple[float, ...]:
+    """Viable volume in ml and sum of the viable diameters in mm of all lesions, longest diameter in mm."""
+    states = lesion_states(prepared, scan.tissue)
+    return (
+        sum(state.viable_ml for state in states),
+        sum(state.viable_mm for state in states),
+        max(state.longest_mm for state in states),
+    )
 
 
 def measure_tumour_free(seed: int, engine: Engine) -> dict[str, Any]:
     """A patient whose tumours were never drawn: what is called tumour all the same in the whole CT, in ml.
 
-    The sliding window with the paper's post-processing, without any mask.
+    No thrombus either: it is tumour that grew into the portal vein. The sliding window with the paper's
+    post-processing, without any mask.
     """
     affine = case_affine()
-    scan = render(draw_patient(seed), affine, CASE_SHAPE, with_tumour=False)
+    patient = draw_patient(seed)
+    patient = replace(patient, record=patient.record.model_copy(update={"portal_vein_invasion": "none"}))
+    scan = render(patient, affine, CASE_SHAPE, with_tumour=False)
     volume = Volume(np.rint(scan.hu).astype(np.int16), affine)
     found = engine.segment_volume(volume)
     return {
@@ -134,12 +166,14 @@ def summarise_segmentation(rows: Sequence[dict[str, Any]], tumour_free: Sequence
     for view in VIEWS:
         names = rows[0]["views"][view]
         out[view] = {name: mean_figure([row["views"][view][name] for row in rows]) for name in names}
-    sizes: dict[str, Figure] = {}
-    for name in ("viable_ml", "viable_mm", "longest_mm"):
-        pairs = np.array([row["sizes"][name] for row in rows])
-        sizes[f"{name}_error"] = mean_figure((pairs[:, 0] - pairs[:, 1]).tolist())
-        sizes[f"{name}_absolute_error"] = mean_figure(np.abs(pairs[:, 0] - pairs[:, 1]).tolist())
-    out["sizes_on_post"] = sizes
+    out["sizes"] = {view: {} for view in SIZES}
+    for view, names in SIZES.items():
+        for name in names:
+            pairs = np.array([row["sizes"][view][name] for row in rows])
+            error = pairs[:, 0] - pairs[:, 1]
+            out["sizes"][view][name] = {
+                "error": mean_figure(error.tolist()), "absolute_error": mean_figure(np.abs(error).tolist())
+            }  # fmt: skip
     out["false_tumour_rate"] = share_figure([row["false_ml"] > 0 for row in tumour_free])
     out["whole_liver_dice"] = mean_figure([row["liver_dice"] for row in tumour_free])
     return out

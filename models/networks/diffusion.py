@@ -123,23 +123,23 @@ class NoisePrediction:
         return clean.clamp(-LATENT_LIMIT, LATENT_LIMIT)
 
     def integrate(self, network: Network, noise: Tensor, steps: int, start: float = 0.0) -> Tensor:
-        """See `Diffusion`. DDPM walks through the whole schedule, as in the paper.
+        """See `Diffusion`. DDPM walks through the whole schedule, as in the paper; DDIM takes even steps."""
+        first = int(self._index(torch.tensor(start)))  # where `blend` noises a latent to
+        if self.sampler == "ddpm":
+            return self._walk(network, noise.float(), first)
+        return self._stride(network, noise.float(), steps, first)
 
-        DDPM's noise between the steps is drawn for every sample from its own first noise: a result depends neither on
+    def _walk(self, network: Network, z: Tensor, first: int) -> Tensor:
+        """DDPM from a level of the schedule on.
+
+        Its noise between the steps is drawn for every sample from its own first noise: a result depends neither on
         its place in the batch nor on its neighbours, and protocols that share the noise share all of it.
         """
-        ddpm = self.sampler == "ddpm"
-        first = int(self._index(torch.tensor(start)))  # where `blend` noises a latent to
-        if start > 0 and not ddpm:
-            return self._finish(network, noise.float(), steps, first)
-        self.schedule.set_timesteps(self.timesteps if ddpm else min(steps, self.timesteps))
-        z = noise.float()
+        self.schedule.set_timesteps(self.timesteps)
         draws = [
             torch.Generator(z.device).manual_seed(int(one.flatten()[:1].view(torch.int32)) & 0x7FFFFFFF) for one in z
         ]
-        for index in self.schedule.timesteps.tolist():
-            if index > first:
-                continue
+        for index in range(first, -1, -1):
             t = 1.0 - index / self.timesteps
             predicted = network(z, torch.full((z.shape[0],), t, device=z.device))
             z = torch.cat([
@@ -148,10 +148,10 @@ class NoisePrediction:
             ])  # fmt: skip
         return z
 
-    def _finish(self, network: Network, z: Tensor, steps: int, first: int) -> Tensor:
+    def _stride(self, network: Network, z: Tensor, steps: int, first: int) -> Tensor:
         """DDIM without noise (Song et al. 2021, equation 12) from a level of the schedule on, in even steps.
 
-        MONAI's scheduler can only spread its steps over the whole schedule.
+        MONAI's scheduler asks the network at evenly spread levels, but moves by other strides than these.
         """
         count = min(steps, first + 1)
         clean = predicted = z

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -35,11 +36,12 @@ from evals.planning_variants import (
 )
 from models.engine import Engine
 from models.errors import InputError
+from models.networks.preset import Preset
 from models.phantom.patient import draw_patient
 from models.phantom.response import log_hazard, respond
 from models.protocol import Protocol
 from models.response import NECROTIC, VIABLE
-from models.weights import PARTS, init_world_model, save_world_model
+from models.weights import MANIFEST, PARTS, init_world_model, save_world_model
 from tests.models.test_engine import tiny_preset
 from tools.segment import tissue_ml
 
@@ -186,13 +188,38 @@ def test_a_ratio_of_means_by_hand() -> None:
 def test_rows_without_weights_say_what_is_missing(bundle: Path, tmp_path: Path) -> None:
     missing = missing_parts(Asked(PlannerSettings(), bundle))
     assert set(missing) == {"no_contrastive", "no_attenuation", "paper_losses", "image_regressor"}
-    assert read_without([f"contrastive={bundle}"]) == {"contrastive": bundle}
     for wrong in ("contrastive", f"colour={bundle}", "contrastive="):
         with pytest.raises(InputError, match="NAME=FOLDER"):
             read_without([wrong])
     with pytest.raises(SystemExit, match="2"):
         main(["--n", "1"])
     assert len({line.name for line in LINES}) == len(LINES) == 11
+
+
+def bundle_with(bundle: Path, folder: Path, *changes: str) -> Path:
+    """The same weights, said to be trained with `--set` changes."""
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["preset"] = json.loads(Preset.load("small", changes).model_dump_json())
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def test_weights_without_a_part_must_have_been_trained_so(bundle: Path, tmp_path: Path) -> None:
+    options = "training.denoiser.options"
+    contrastive = bundle_with(bundle, tmp_path / "a", f"{options}.contrast_weight=0")
+    losses = bundle_with(bundle, tmp_path / "b", f"{options}.effect_weight=0", "denoiser.objective=noise")
+    half = bundle_with(bundle, tmp_path / "c", f"{options}.effect_weight=0")
+    given = read_without([f"contrastive={contrastive}", f"paper_losses={losses}"])
+    assert given == {"contrastive": contrastive, "paper_losses": losses}
+    for text, why in (
+        (f"contrastive={bundle}", "their contrast_weight is 0.02"),
+        (f"attenuation={contrastive}", "their attenuation_share is 0.1"),
+        (f"paper_losses={bundle}", "their effect_weight is 0.5"),
+        (f"paper_losses={half}", "their objective is flow"),
+    ):
+        with pytest.raises(InputError, match=why):
+            read_without([text])
 
 
 def test_planned_patients_are_those_that_the_rules_allow() -> None:

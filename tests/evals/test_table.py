@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import evals.table as table
 from agent.cli.main import app
-from evals.ablation import ASSISTANT, WithoutAssistant
+from evals.ablation import ASSISTANT, TRAINED_WITH, WithoutAssistant
 from evals.baselines import NAMES
 from evals.prepare import Evaluation, _LazyWorkspace
 from evals.report.page import write_reports
@@ -137,7 +137,7 @@ def test_weights_that_were_trained_with_a_part_are_no_weights_without_it(prepare
         with pytest.raises(InputError, match=f"were not trained without {what}: their {setting}; train and export"):
             table.evaluations(tmp_path, n=3, weights_without={what: full})
     # the settings that the sentence and docs/training.md name are those of the shipped preset
-    assert set(table.TRAINED_WITH.values()) <= set(Preset.load("small").training.denoiser.options)
+    assert set(TRAINED_WITH.values()) <= set(Preset.load("small").training.denoiser.options)
     with pytest.raises(WeightsError):
         table.evaluations(tmp_path, n=3, weights_without={"attenuation": tmp_path / "nowhere"})
 

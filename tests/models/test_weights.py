@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -86,8 +87,6 @@ def test_a_pickle_in_place_of_weights_is_never_opened(bundle: Path) -> None:
     path = bundle / "survival.safetensors"
     torch.save({"weight": torch.zeros(3)}, path)
     manifest = json.loads((bundle / MANIFEST).read_text())
-    import hashlib
-
     manifest["files"]["survival.safetensors"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(WeightsError, match="no safetensors file"):
@@ -125,3 +124,25 @@ def test_the_hash_changes_with_the_weights(bundle: Path, tmp_path: Path) -> None
         provenance=before.provenance,
     )
     assert before.weights_hash != after.weights_hash
+
+
+def test_the_hash_is_that_of_the_bundle_as_it_was_written(bundle: Path) -> None:
+    """A setting that presets gain later has a default; it must not make other weights of these."""
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    del manifest["preset"]["denoiser"]["guidance_every"]
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    files = json.dumps({name: file["sha256"] for name, file in sorted(manifest["files"].items())})
+    preset = json.dumps(manifest["preset"], separators=(",", ":"))
+    wanted = hashlib.sha256((files + preset).encode()).hexdigest()[:12]
+    assert read_manifest(bundle).weights_hash == wanted
+
+
+def test_a_bundle_that_is_read_has_the_hash_that_it_was_written_with(tmp_path: Path) -> None:
+    model = init_world_model(shrink(Preset.load("small")), seed=3)
+    sparse = model.preset.model_dump()
+    del sparse["denoiser"]["timesteps"]
+    parts = {name: model.part(name) for name in PARTS}
+    written = save_world_model(
+        parts, Preset.model_validate(sparse), tmp_path, origin="synthetic", provenance={"command": "a test"}
+    )
+    assert read_manifest(tmp_path).weights_hash == written.weights_hash

@@ -190,7 +190,7 @@ def test_results_of_other_weights_or_another_phantom_are_refused(bundle: Path, t
 
 
 def test_other_weights_are_measured_anew(bundle: Path) -> None:
-    assert evaluation.FORMAT == 2
+    assert evaluation.FORMAT == 3
     seeds = [set(seeds_of(block, Sizes())) for block in BLOCKS]
     assert not seeds[0] & seeds[1]
     assert not seeds[1] & seeds[2]

@@ -102,17 +102,36 @@ def test_a_noise_prediction_goes_on_from_where_a_latent_was_noised_to(sampler: s
         assert widths.max() - widths.min() < 1.01 / 200  # even
 
 
-def test_ddim_from_pure_noise_is_monais() -> None:
-    path, reference = (NoisePrediction(200, "ddim") for _ in range(2))
+def test_ddim_through_the_whole_schedule_is_monais() -> None:
+    """With fewer steps MONAI's strides and levels part."""
+    path = NoisePrediction(40, "ddim")
+    reference = NoisePrediction(40, "ddim").schedule
 
     def network(z: Tensor, t: Tensor) -> Tensor:
-        return 0.3 * z * (1 - t)[:, None, None, None, None]
+        return 0.9 * z * (1 - 0.5 * t)[:, None, None, None, None]
 
-    reference.schedule.set_timesteps(8)
+    reference.set_timesteps(40)
     z = NOISE
-    for index in reference.schedule.timesteps.tolist():
-        z, _ = reference.schedule.step(network(z, torch.full((3,), 1.0 - index / 200)), index, z)
-    assert torch.equal(path.integrate(network, NOISE, 8), z)
+    for index in reference.timesteps.tolist():
+        z, _ = reference.step(network(z, torch.full((3,), 1.0 - index / 40)), index, z)
+    torch.testing.assert_close(path.integrate(network, NOISE, 40), z, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [5, 7, 200])
+def test_ddim_tells_the_network_how_much_noise_there_is(steps: int) -> None:
+    """What stands beside the clean latent at the level that is told is the same noise in every step."""
+    path = NoisePrediction(200, "ddim")
+    found: list[Tensor] = []
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        kept = path.schedule.alphas_cumprod[path._index(t)][:, None, None, None, None]
+        found.append((z - kept.sqrt() * CLEAN) / (1 - kept).sqrt())
+        return found[-1]
+
+    torch.testing.assert_close(path.integrate(network, NOISE, steps), CLEAN, rtol=1e-3, atol=1e-3)
+    assert len(found) == steps
+    for noise in found:
+        torch.testing.assert_close(noise, found[0], rtol=1e-2, atol=1e-2)
 
 
 def test_a_ddpm_result_does_not_depend_on_the_place_in_the_batch() -> None:
