@@ -128,10 +128,11 @@ def compare(
     before = plan.before.viable_ml if plan else None
     table = {key: dict.fromkeys(rows, 0.0) for key, rows in replicas.items()}
     for job in merge_jobs(dict.fromkeys(keys, seeds), table):
-        made, fresh, baseline, before = _simulate(job.protocols, job.seeds, case_id, tools, settings, read)
-        simulated += fresh
-        for key, seed, replica in made:
-            replicas[key][seed] = replica
+        for late, part in settings.by_phase(job.seeds):
+            made, fresh, baseline, before = _simulate(job.protocols, part, late, case_id, tools, settings, read)
+            simulated += fresh
+            for key, seed, replica in made:
+                replicas[key][seed] = replica
     rules = tools["check_rules"].call(
         case_id=case_id, protocols=keys, profile=settings.profile, strict=settings.strict, stage="complete",
         session=settings.session.model_dump(exclude_none=True) if settings.session else None,
@@ -165,6 +166,7 @@ def compare(
 def _simulate(
     keys: Sequence[str],
     seeds: Sequence[int],
+    last_comparison: bool,
     case_id: str,
     tools: Mapping[str, Tool],
     settings: PlannerSettings,
@@ -172,8 +174,8 @@ def _simulate(
 ) -> tuple[list[tuple[str, int, Replica]], int, Baseline | None, float]:
     """Simulate, segment and score one batch."""
     outcomes = tools["simulate_tumor"].call(
-        case_id=case_id, protocols=list(keys), seeds=list(seeds), steps=settings.steps
-    )
+        case_id=case_id, protocols=list(keys), seeds=list(seeds), steps=settings.steps, last_comparison=last_comparison,
+    )  # fmt: skip
     names = [o.outcome_id for o in outcomes.outcomes]
     segmented = tools["segment"].call(outcome_ids=names)
     ids = {s.outcome_id: s.segmentation_id for s in segmented.segmentations}

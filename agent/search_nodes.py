@@ -134,19 +134,23 @@ class SearchNodes(Nodes):
         recorder = self.begin("simulate", "Simulating the tumour after treatment", state, runtime)
         pending: list[PendingOutcome] = []
         models = state.models
-        for job in state.jobs:
+        calls = [
+            (job.protocols, seeds, late) for job in state.jobs for late, seeds in state.settings.by_phase(job.seeds)
+        ]
+        for protocols, seeds, late in calls:
             result = self.use(
                 "simulate_tumor",
-                f"{len(job.protocols)} protocols under {len(job.seeds)} common seeds",
+                f"{len(protocols)} protocols under {len(seeds)} common seeds",
                 state,
                 runtime,
                 recorder,
                 lambda r: {"outcomes": len(r.outcomes), "how": r.how, "origin": r.origin},
-                job.size,
+                len(protocols) * len(seeds),
                 case_id=state.case_id,
-                protocols=list(job.protocols),
-                seeds=list(job.seeds),
+                protocols=list(protocols),
+                seeds=list(seeds),
                 steps=state.settings.steps,
+                last_comparison=late,
             )
             models = ModelFacts(weights_hash=result.weights_hash, origin=result.origin, how=result.how)
             pending.extend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,6 +63,16 @@ class PlannerSettings(BaseModel):
     def seeds(self, count: int, start: int = 0) -> tuple[int, ...]:
         """The seeds of replicas `start` to `start + count - 1` of this run."""
         return tuple(self.seed * SEED_STRIDE + index for index in range(start, start + count))
+
+    def by_phase(self, seeds: Sequence[int]) -> tuple[tuple[bool, tuple[int, ...]], ...]:
+        """Seeds of the search and those of the last comparison apart: the latter are simulated with more steps.
+
+        Returns:
+            (whether of the last comparison, seeds in the order given), no entry without seeds.
+        """
+        last = set(self.seeds(self.finalist_replicas, start=self.replicas))
+        parts = ((late, tuple(seed for seed in seeds if (seed in last) == late)) for late in (False, True))
+        return tuple((late, own) for late, own in parts if own)
 
 
 def make_settings(**values: object) -> PlannerSettings:

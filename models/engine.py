@@ -187,6 +187,11 @@ class Engine:
         """Sampling steps of the preset."""
         return self.model.preset.denoiser.steps
 
+    @property
+    def finalist_steps(self) -> int:
+        """Sampling steps of the preset in the last comparison of a plan."""
+        return self.model.preset.denoiser.finalist_steps or self.steps
+
     def prepare(
         self, volume: Volume, labels: NDArray[np.generic], record: ClinicalRecord, key: str | None = None
     ) -> Prepared:

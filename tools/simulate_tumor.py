@@ -61,6 +61,10 @@ def simulate_tumor(
     steps: Annotated[
         int | None, Field(description="Sampling steps; leave out for the preset's", ge=1, le=MOST_STEPS)
     ] = None,
+    last_comparison: Annotated[
+        bool,
+        Field(description="Take the preset's steps for a plan's last comparison, which are more; without `steps` only"),
+    ] = False,
     *,
     workspace: Workspace,
 ) -> SimulateTumorResult:
@@ -85,7 +89,8 @@ def simulate_tumor(
     if steps is not None and not 1 <= steps <= MOST_STEPS:
         raise ToolError(f"{steps} steps are out of range: use 1 to {MOST_STEPS}.")
     workspace.case(case_id)
-    count = steps if steps is not None else workspace.engine.steps
+    engine = workspace.engine
+    count = steps if steps is not None else engine.finalist_steps if last_comparison else engine.steps
     prepared = workspace.prepared(case_id)
     jobs = [(protocol, seed) for protocol in wanted for seed in draws]
     keys = [workspace.outcome_key(case_id, protocol, seed, count) for protocol, seed in jobs]

@@ -48,6 +48,9 @@ class DenoiserPreset(_Part):
     text_dim: int = Field(ge=1)
     action_dim: int = Field(ge=1)
     steps: int = Field(ge=1, description="steps that `sample` takes unless told otherwise")
+    finalist_steps: int | None = Field(
+        default=None, ge=1, description="steps in the last comparison of a plan; None takes `steps`"
+    )
     guidance: float = Field(ge=0, description="classifier-free guidance; 1 is plain conditional sampling")
     guidance_every: int = Field(
         default=1, ge=1, description="the guidance is computed anew in every so many steps and kept between"

@@ -164,7 +164,12 @@ class FakeWorld:
         )
 
     def simulate_tumor(
-        self, case_id: str, protocols: list[str], seeds: list[int], steps: int | None
+        self,
+        case_id: str,
+        protocols: list[str],
+        seeds: list[int],
+        steps: int | None,
+        last_comparison: bool,
     ) -> SimulateTumorResult:
         if self.fail_once:
             self.fail_once = False
@@ -185,7 +190,7 @@ class FakeWorld:
                         os.kill(os.getpid(), signal.SIGKILL)
                 self.ids[name] = (key, seed)
                 outcomes.append(
-                    Outcome(outcome_id=name, protocol=key, seed=seed, steps=4, patches=1, cached=line in there)
+                    Outcome(outcome_id=name, protocol=key, seed=seed, steps=steps or 4, patches=1, cached=line in there)
                 )
                 if self.listener is not None:
                     self.listener("simulate_tumor", len(outcomes), total)

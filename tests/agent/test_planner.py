@@ -103,6 +103,15 @@ def test_every_tool_call_and_node_is_traced_once(tmp_path, case):
     assert plan.execution.from_cache == 0
 
 
+def test_the_seeds_of_the_last_comparison_and_no_others_get_its_steps(tmp_path, case):
+    plan, _, world = plan_of(tmp_path, case)
+    seeds: dict[bool, set[int]] = {False: set(), True: set()}
+    for call in world.tools["simulate_tumor"].calls:
+        seeds[call["last_comparison"]].update(call["seeds"])
+    assert seeds[True] == {replica.seed for replica in plan.chosen.assessed.replicas}
+    assert seeds[False] == set(SMALL.seeds(SMALL.replicas))
+
+
 def test_the_same_run_gives_the_same_plan_and_decision_ids(tmp_path, case):
     one, _, _ = plan_of(tmp_path, case, name="one")
     two, _, _ = plan_of(tmp_path, case, name="two")

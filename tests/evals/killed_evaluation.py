@@ -22,8 +22,8 @@ def main(folder: str, logs: str, kill_after: str, delay: str = "0") -> int:
     root.mkdir(parents=True, exist_ok=True)
 
     class Mortal(FakeWorld):
-        def simulate_tumor(self, case_id, protocols, seeds, steps):  # type: ignore[no-untyped-def]
-            result = super().simulate_tumor(case_id, protocols, seeds, steps)
+        def simulate_tumor(self, **arguments):  # type: ignore[no-untyped-def]
+            result = super().simulate_tumor(**arguments)
             left[0] -= len(result.outcomes)
             if int(kill_after) and left[0] <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -117,6 +117,17 @@ def test_steps_and_weights_are_part_of_the_name(workspace: Workspace):
     assert three.outcome_id != two.outcome_id
 
 
+def test_the_last_comparison_takes_the_steps_that_the_preset_gives_it(workspace: Workspace):
+    preset = workspace.engine.model.preset.denoiser
+    assert preset.finalist_steps is not None
+    assert preset.finalist_steps > preset.steps
+    steps = [
+        simulate_tumor("two", PROTOCOLS[:1], [0], **values, workspace=workspace).outcomes[0].steps  # type: ignore[arg-type]
+        for values in ({}, {"last_comparison": True}, {"steps": 3, "last_comparison": True})
+    ]
+    assert steps == [preset.steps, preset.finalist_steps, 3]
+
+
 def test_a_damaged_outcome_is_simulated_again(make_workspace: MakeWorkspace):
     workspace = make_workspace()
     name = simulate_tumor("two", PROTOCOLS[:1], [0], workspace=workspace).outcomes[0].outcome_id
