@@ -41,14 +41,20 @@ def pool(
     k: Annotated[int, typer.Option("--k", min=2, help="Protocols per patient.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first patient.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    preset: Annotated[str, typer.Option(help="Preset that is trained on it: it gives cubes and voxels.")] = "small",
 ) -> None:
     """Render a training pool; a finished one with the same arguments is kept, a broken-off one is gone on with."""
+    from models.networks.preset import Preset
     from models.phantom.pool import write_pool
 
+    sizes = Preset.load(preset)
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns) as bar:
         line = bar.add_task("patients", total=n)
-        write_pool(n, k, seed, out, workers, lambda done, _: bar.update(line, completed=done))
+        write_pool(
+            n, k, seed, out, workers, lambda done, _: bar.update(line, completed=done),
+            size=sizes.size, finest_mm=sizes.spacing_mm,
+        )  # fmt: skip
     typer.echo(f"The pool of {n} patients with {k} protocols each is in {out}.")
 
 

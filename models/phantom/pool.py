@@ -29,16 +29,17 @@ from models.phantom.version import parameters, phantom_hash
 from models.protocol import Dose, Protocol
 from models.worker_process import end_with_parent
 
-SIZE = 64
 ABDOMEN_MM = (0.0, -15.0, 0.0)
 _BLOCK = 8
 _MORE = 24  # further protocols of a patient whose response is known without a scan
+_COARSEST = 3.0  # times the finest voxels
+_CUBE = (0, 0, 0)  # stands for three edges of the cube
 _ARRAYS: dict[str, tuple[str, tuple[int, ...], bool]] = {  # name: dtype, shape after (P[, K]), per protocol
-    "pre": ("int16", (SIZE, SIZE, SIZE), False),
-    "pre_labels": ("uint8", (SIZE, SIZE, SIZE), False),
-    "tumour_mask": ("uint8", (SIZE, SIZE, SIZE), False),
-    "post": ("int16", (SIZE, SIZE, SIZE), True),
-    "post_labels": ("uint8", (SIZE, SIZE, SIZE), True),
+    "pre": ("int16", _CUBE, False),
+    "pre_labels": ("uint8", _CUBE, False),
+    "tumour_mask": ("uint8", _CUBE, False),
+    "post": ("int16", _CUBE, True),
+    "post_labels": ("uint8", _CUBE, True),
     "actions": ("float32", (18, 3), True),
     "burden": ("float32", (4,), True),
     "toxicity": ("float32", (), True),
@@ -57,14 +58,14 @@ _ARRAYS: dict[str, tuple[str, tuple[int, ...], bool]] = {  # name: dtype, shape 
 
 @dataclass(frozen=True)
 class PatchPool:
-    """A rendered pool. P patients, K protocols each; arrays are read-only memory maps.
+    """A rendered pool. P patients, K protocols each, cubes of edge S; arrays are read-only memory maps.
 
     Attributes:
-        pre: (P, 64, 64, 64) int16 HU before treatment, arterial phase.
-        pre_labels: (P, 64, 64, 64) tissue classes 0..4.
-        tumour_mask: (P, 64, 64, 64) 1 inside the tumour before treatment.
-        post: (P, K, 64, 64, 64) int16 HU after each protocol.
-        post_labels: (P, K, 64, 64, 64) tissue classes.
+        pre: (P, S, S, S) int16 HU before treatment, arterial phase.
+        pre_labels: (P, S, S, S) tissue classes 0..4.
+        tumour_mask: (P, S, S, S) 1 inside the tumour before treatment.
+        post: (P, K, S, S, S) int16 HU after each protocol.
+        post_labels: (P, K, S, S, S) tissue classes.
         actions: (P, K, 18, 3) action vectors.
         burden: (P, K, 4) log1p viable ml, log1p tumour ml before, number of lesions, log2(spacing / 1.5 mm).
         toxicity: (P, K) fixed toxicity term, log hazard.
@@ -219,14 +220,14 @@ def true_shares(patient: Patient, response: TrueResponse) -> npt.NDArray[np.floa
     return np.asarray(rows @ volumes / volumes.sum())
 
 
-def _render_patient(seed: int, k: int) -> dict[str, object]:
+def _render_patient(seed: int, k: int, size: int, finest_mm: float) -> dict[str, object]:
     patient = draw_patient(seed)
     rng = np.random.default_rng([seed, 29])
     lesion = patient.lesions[0] if rng.random() < 0.8 else patient.lesions[-1]
     extent = 2.0 * max(lesion.radii_mm)
-    spacing = float(np.clip(extent * rng.uniform(1.15, 1.8) / SIZE, 1.5, 4.5))
-    affine = _cube(np.array(lesion.centre_mm) + rng.normal(0.0, 2.0 * spacing, 3), spacing, SIZE)
-    shape = (SIZE, SIZE, SIZE)
+    spacing = float(np.clip(extent * rng.uniform(1.15, 1.8) / size, finest_mm, _COARSEST * finest_mm))
+    affine = _cube(np.array(lesion.centre_mm) + rng.normal(0.0, 2.0 * spacing, 3), spacing, size)
+    shape = (size, size, size)
     anatomy = render_anatomy(patient, Grid.from_affine(affine, shape))
 
     def scan(scan_seed: int, response: TrueResponse | None = None) -> Scan:
@@ -263,12 +264,12 @@ def _block_file(folder: Path, start: int) -> Path:
     return folder / "blocks" / f"{start:06d}.json"
 
 
-def _write_block(folder: Path, first_seed: int, rows: range, k: int) -> None:
+def _write_block(folder: Path, first_seed: int, rows: range, k: int, size: int, finest_mm: float) -> None:
     arrays = {name: np.load(folder / f"{name}.npy.part", mmap_mode="r+") for name in _ARRAYS}
     texts: dict[str, list[object]] = {"protocols": [], "record": [], "given": []}
     with threadpool_limits(1):
         for row in rows:
-            rendered = _render_patient(first_seed + row, k)
+            rendered = _render_patient(first_seed + row, k, size, finest_mm)
             for name, array in arrays.items():
                 array[row] = rendered[name]
             for name, values in texts.items():
@@ -282,7 +283,10 @@ def _write_block(folder: Path, first_seed: int, rows: range, k: int) -> None:
 
 
 def content_hash(folder: Path) -> str:
-    """Short hash of what a rendered pool teaches: every action, label and outcome, and the first scans."""
+    """Short hash of a rendered pool: every action, outcome and label after treatment, and the first scans.
+
+    Everything else (scans and labels before treatment, abdomens, records) follows from the same seeds and code.
+    """
     digest = hashlib.sha256()
     for name in ("actions", "true_log_risk", "toxicity", "time_months", "spacing_mm", "shares", "post_labels"):
         for row in np.load(folder / f"{name}.npy", mmap_mode="r"):  # never the whole array in memory
@@ -292,8 +296,9 @@ def content_hash(folder: Path) -> str:
 
 
 def write_pool(
-    n: int, k: int, seed: int, out: Path, workers: int = 2, progress: Callable[[int, int], None] | None = None
-) -> None:
+    n: int, k: int, seed: int, out: Path, workers: int = 2, progress: Callable[[int, int], None] | None = None, *,
+    size: int = 64, finest_mm: float = 1.5,
+) -> None:  # fmt: skip
     """Renders a training pool in parallel processes. A finished pool with the same arguments is kept, a broken-off one
     is gone on with. The result does not depend on the number of processes.
 
@@ -304,6 +309,8 @@ def write_pool(
         out: Folder.
         workers: Processes.
         progress: Called with (patients done, n).
+        size: Edge of the cubes in voxels, that of the preset that is trained on them.
+        finest_mm: Smallest edge of a voxel in mm; where a tumour is large they are up to three times as large.
 
     Raises:
         InputError: The sizes are too small, the seeds are negative or would reach the evaluation cohort, the folder
@@ -319,7 +326,8 @@ def write_pool(
             f"Training seeds must stay below 900000, where the evaluation cohort begins; got {seed} + {n}."
         )
     arguments = {
-        "patients": n, "k": k, "seed": seed, "phantom_version": parameters()["version"], "phantom_hash": phantom_hash(),
+        "patients": n, "k": k, "seed": seed, "size": size, "finest_mm": finest_mm,
+        "phantom_version": parameters()["version"], "phantom_hash": phantom_hash(),
     }  # fmt: skip
     index = out / "pool.json"
     try:
@@ -338,7 +346,7 @@ def write_pool(
     if progress:
         progress(done, n)
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as executor:
-        jobs = {executor.submit(_write_block, out, seed, rows, k): rows for rows in open_blocks}
+        jobs = {executor.submit(_write_block, out, seed, rows, k, size, finest_mm): rows for rows in open_blocks}
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -380,6 +388,7 @@ def _prepare(out: Path, arguments: dict[str, object]) -> None:
     for name, (dtype, shape, per_protocol) in _ARRAYS.items():
         leading = (arguments["patients"], arguments["k"]) if per_protocol else (arguments["patients"],)
         part = str(out / f"{name}.npy.part")
-        np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=(*leading, *shape)).flush()
+        inner = (arguments["size"],) * 3 if shape == _CUBE else shape
+        np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=(*leading, *inner)).flush()
     (out / "blocks").mkdir()
     begun.write_text(json.dumps(arguments), encoding="utf-8")

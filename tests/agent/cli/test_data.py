@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli.main import app
-from models.phantom import cohort
+from models.phantom import cohort, pool
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,12 @@ def test_the_last_line_names_the_truth_that_was_written(tmp_path: Path, monkeypa
         assert done.exit_code == 0, done.output
         assert f"their truth to {tmp_path / truth}." in done.output.replace("\n", "")
         assert len(list((tmp_path / truth).glob("*/truth.json"))) == 1
+
+
+def test_a_pool_is_made_for_the_preset_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, float]] = []
+    monkeypatch.setattr(pool, "write_pool", lambda *_, **sizes: asked.append(sizes))
+    for preset in ((), ("--preset", "paper")):
+        done = CliRunner().invoke(app, ["data", "pool", "--n", "8", "--out", str(tmp_path), *preset])
+        assert done.exit_code == 0, done.output
+    assert asked == [{"size": 64, "finest_mm": 1.5}, {"size": 96, "finest_mm": 1.0}]

@@ -100,6 +100,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> PatchPool:
     return PatchPool.open(out)
 
 
+def test_a_pool_has_the_cubes_of_the_preset_that_is_trained_on_it(whole: PatchPool, tmp_path: Path) -> None:
+    write_pool(8, 2, 20, tmp_path, workers=2, size=24, finest_mm=4.0)
+    coarse = PatchPool.open(tmp_path)
+    assert coarse.pre.shape == (8, 24, 24, 24)
+    assert coarse.post_labels.shape == (8, 2, 24, 24, 24)
+    assert ((coarse.spacing_mm >= 4.0) & (coarse.spacing_mm <= 12.0)).all()
+    assert coarse.protocols == whole.protocols[:8]  # the same patients
+    assert np.array_equal(coarse.true_log_risk, whole.true_log_risk[:8])
+    # the same tumours: their volume in the cube, give or take the border voxels
+    volumes = [(p.tumour_mask[:8] > 0).sum((1, 2, 3)) * p.spacing_mm[:8] ** 3 for p in (coarse, whole)]
+    assert np.corrcoef(np.log1p(volumes))[0, 1] > 0.95
+
+
 def test_a_broken_off_pool_is_gone_on_with_and_processes_change_nothing(
     whole: PatchPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,8 +148,9 @@ def test_a_pool_that_broke_off_between_its_last_files_is_finished(
     def fail(folder: Path) -> str:
         raise KeyboardInterrupt
 
-    def blank(seed: int, k: int) -> dict[str, object]:
-        leading = {name: (k, *shape) if per else shape for name, (_, shape, per) in pool._ARRAYS.items()}
+    def blank(seed: int, k: int, size: int, finest_mm: float) -> dict[str, object]:
+        shapes = {name: (size,) * 3 if shape == pool._CUBE else shape for name, (_, shape, _) in pool._ARRAYS.items()}
+        leading = {name: (k, *shapes[name]) if per else shapes[name] for name, (_, _, per) in pool._ARRAYS.items()}
         arrays: dict[str, object] = {name: np.full(shape, 1, pool._ARRAYS[name][0]) for name, shape in leading.items()}
         return {**arrays, "protocols": [], "record": {}, "given": {}}
 
