@@ -76,8 +76,8 @@ def _run(
         # what was really run, for the provenance of the exported weights; a finished network was not trained again
         if not (finished and (out / name / DATA).exists()):
             (out / name / COMMAND).write_text(recorded_command() + "\n", encoding="utf-8")
-            content = json.dumps({"data_hash": pool.data_hash, "origin": origin, "commit": source_commit()})
-            (out / name / DATA).write_text(content + "\n", encoding="utf-8")
+            about = {"data_hash": pool.data_hash, "origin": origin, "commit": source_commit(), "seed": seed}
+            (out / name / DATA).write_text(json.dumps(about) + "\n", encoding="utf-8")
         figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
         typer.echo(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
 
@@ -145,7 +145,7 @@ def _recorded(path: Path) -> str:
 
 
 def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
-    """What the networks of a run were trained on (`data`) and by which commits (`commit`), and the data's origin.
+    """What the networks of a run were trained on (`data`), by which commits and with which seeds; the data's origin.
 
     Raises:
         InputError: the run does not say so, and `data` is not given.
@@ -164,12 +164,13 @@ def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
         ]
         told = {
             "data": " ".join(dict.fromkeys(str(one["data_hash"]) for one in found)),
+            "seed": " ".join(dict.fromkeys(str(one.get("seed", "unknown")) for one in found)),
             "commit": commits[0] if len(by) == 1 else "; ".join(by),
         }
         return told, origin
     if data is None:
         raise InputError(f"The run in {run} does not say what it was trained on; give its pool with --data.")
-    return {"data": str(PatchPool.open(data).data_hash), "commit": "unknown"}, "synthetic"
+    return {"data": str(PatchPool.open(data).data_hash), "seed": "unknown", "commit": "unknown"}, "synthetic"
 
 
 @_train.command("export")
@@ -178,7 +179,6 @@ def export(
     data: Annotated[Path | None, typer.Option(help="Its pool, where the run does not say what it was.")] = None,
     preset: PresetName = "small",
     change: Change = None,
-    seed: Seed = 0,
     weights: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default the shipped one.")] = None,
 ) -> None:
     """Write the trained networks as a bundle of safetensors files with a manifest."""
@@ -191,7 +191,6 @@ def export(
     provenance: dict[str, str] = {
         **{str(name): _recorded(run / name / COMMAND) for name in ORDER},
         "export": recorded_command(),
-        "seed": str(seed),
         **told,
         "date": datetime.now(UTC).date().isoformat(),
     }

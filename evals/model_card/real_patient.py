@@ -31,6 +31,7 @@ from models.engine import Device, Engine
 from models.errors import InputError
 from models.patch import crop, paste
 from models.protocol import Protocol
+from models.registration_settings import settings
 from models.response import NECROTIC, OIL, VIABLE, criteria
 from models.volume import Volume, read_labels, read_nifti, write_nifti
 
@@ -77,16 +78,16 @@ def load_pair(data: Path, work: Path) -> RealPair:
         InputError: the data is not there.
     """
     scans, marks = _inputs(data)
+    folder = folder_of(work, _registered_from(data))
     found_series = find_series(scans).series
     before = read_series(found_series[0])
     labels = read_labels(marks, before)
-    kept, report_file = work / "post_registered.nii.gz", work / "registration.json"
+    kept, report_file = folder / "post_registered.nii.gz", folder / "registration.json"
     if not (kept.exists() and report_file.exists()):
         from models.registration import register
 
         moving = read_series(found_series[1])
         found = register(before, moving, labels)
-        work.mkdir(parents=True, exist_ok=True)
         write_nifti(found.apply(moving, before), kept)
         report_file.write_text(found.report.model_dump_json(indent=1), encoding="utf-8")
     report = json.loads(report_file.read_text(encoding="utf-8"))
@@ -100,14 +101,21 @@ def _inputs(data: Path) -> tuple[Path, Path]:
     return scans, marks
 
 
-def _conditions(data: Path, engine: Engine) -> dict[str, Any]:
-    """What the figures depend on; the input files by name and size, since reading them takes as long as they are."""
+def _registered_from(data: Path) -> dict[str, Any]:
+    """What the registration depends on; the input files by name and size, since reading them takes so long."""
     scans, marks = _inputs(data)
     files_read = [marks, *sorted(path for path in scans.rglob("*") if path.is_file())]
     return {
-        "format": FORMAT, "weights": engine.weights_hash, "device": engine.device, "precision": engine.precision,
-        "batch": engine.batch, "steps": engine.steps,
+        "registration": settings().model_dump(mode="json"),
         "inputs": [[path.relative_to(data).as_posix(), path.stat().st_size] for path in files_read],
+    }
+
+
+def _conditions(data: Path, engine: Engine) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "format": FORMAT, "weights": engine.weights_hash, "device": engine.device, "precision": engine.precision,
+        "batch": engine.batch, "steps": engine.steps, **_registered_from(data),
     }  # fmt: skip
 
 
@@ -269,7 +277,7 @@ def words(result: dict[str, Any]) -> list[str]:
     difference = one["p50"] - other["p50"]
     verdict = "about right" if abs(difference) < 10 else "too bright" if difference > 0 else "too dark"
     out.append(
-        f"The tissue without oil is {verdict}: median {one['p50']:.0f} HU simulated, {other['p50']:.0f} HU real "
+        f"The mass as a whole, oil included, is {verdict}: median {one['p50']:.0f} HU simulated, {other['p50']:.0f} HU real "
         f"({hu['before']['p50']:.0f} before)."
     )
     mine, real = one["p75"] - one["p25"], other["p75"] - other["p25"]

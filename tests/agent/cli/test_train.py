@@ -56,6 +56,7 @@ def test_real_cases_are_mixed_with_phantoms(folder: Path, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     assert "mixed, 3 phantoms drawn for one real cube" in done.output
     assert json.loads((tmp_path / "run" / "autoencoder" / DATA).read_text())["origin"] == "mixed"
+    assert json.loads((tmp_path / "run" / "autoencoder" / DATA).read_text())["seed"] == 0
     refused = mewm_train("survival", *options, "--out", tmp_path / "run", "--steps", 1)
     assert isinstance(refused.exception, InputError)
     assert f"no outcome: {NAME}" in str(refused.exception)
@@ -72,12 +73,14 @@ def test_an_export_says_what_the_networks_were_trained_on(folder: Path, tmp_path
     assert _trained_on(tmp_path, folder / "pool")[1] == "synthetic"
     for name in ORDER:
         (tmp_path / name).mkdir()
-        (tmp_path / name / DATA).write_text(json.dumps({"data_hash": "ab", "origin": "synthetic", "commit": "12"}))
-    assert _trained_on(tmp_path, None) == ({"data": "ab", "commit": "12"}, "synthetic")
+        about = {"data_hash": "ab", "origin": "synthetic", "commit": "12", "seed": 5}
+        (tmp_path / name / DATA).write_text(json.dumps(about))
+    assert _trained_on(tmp_path, None) == ({"data": "ab", "seed": "5", "commit": "12"}, "synthetic")
     (tmp_path / "denoiser" / DATA).write_text(json.dumps({"data_hash": "cd", "origin": "real", "commit": "34"}))
     told, origin = _trained_on(tmp_path, None)
     assert (told["data"], origin) == ("ab cd", "mixed")
     assert told["commit"] == "12 (autoencoder, segmenter, localiser, survival); 34 (denoiser)"
+    assert told["seed"] == "5 unknown"
 
 
 def test_the_commit_is_that_of_the_program_and_shows_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,8 @@ def test_the_real_pair_is_registered_so_that_its_oil_lies_in_the_mass(real_data:
     pair = load_pair(real_data, tmp_path)
     oil_ml = float((pair.after.data[pair.labels == 2] > 200).sum()) * pair.before.voxel_ml
     assert 51 <= oil_ml <= 83
-    stamp = (tmp_path / "post_registered.nii.gz").stat().st_mtime_ns
+    (kept,) = tmp_path.glob("*/post_registered.nii.gz")
+    stamp = kept.stat().st_mtime_ns
     again = load_pair(real_data, tmp_path)
     np.testing.assert_array_equal(again.after.data, pair.after.data)
-    assert (tmp_path / "post_registered.nii.gz").stat().st_mtime_ns == stamp
+    assert kept.stat().st_mtime_ns == stamp
