@@ -277,8 +277,8 @@ def words(result: dict[str, Any]) -> list[str]:
     difference = one["p50"] - other["p50"]
     verdict = "about right" if abs(difference) < 10 else "too bright" if difference > 0 else "too dark"
     out.append(
-        f"The mass as a whole, oil included, is {verdict}: median {one['p50']:.0f} HU simulated, {other['p50']:.0f} HU real "
-        f"({hu['before']['p50']:.0f} before)."
+        f"The mass as a whole, oil included, is {verdict}: median {one['p50']:.0f} HU simulated, "
+        f"{other['p50']:.0f} HU real ({hu['before']['p50']:.0f} before)."
     )
     mine, real = one["p75"] - one["p25"], other["p75"] - other["p25"]
     if mine < 0.7 * real:
