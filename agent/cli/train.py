@@ -61,6 +61,7 @@ def _run(
     preset = Preset.load(preset_name, changes or ())
     me = Processes.join()
     place = choose_device(device)
+    budgets = shared_out(minutes, parts, preset)
     pool = me.in_turn(lambda: _open(data, out, preset, given, mix, parts))
     origin = getattr(pool, "origin", "synthetic")
     for name in parts:
@@ -68,8 +69,8 @@ def _run(
             typer.echo(f"There is no trained {' and no '.join(absent)} in {out}: the {name} sees no simulated scans.")
         finished = (out / name / FINAL).exists()
         result = train_part(
-            name, pool, preset, out, origin=origin, device=place, seed=seed, minutes=minutes, steps=steps,
-            resume=resume,
+            name, pool, preset, out, origin=origin, device=place, seed=seed, minutes=budgets[name],
+            steps=steps, resume=resume,
         )  # fmt: skip
         if not me.first:
             continue
@@ -80,6 +81,13 @@ def _run(
             (out / name / DATA).write_text(json.dumps(about) + "\n", encoding="utf-8")
         figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
         typer.echo(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
+
+
+def shared_out(minutes: float | None, parts: tuple[PartName, ...], preset: Preset) -> dict[PartName, float | None]:
+    """Minutes of each network: all of them in the proportions of the preset; None leaves the preset's own."""
+    own = {name: float(getattr(preset.training, name).minutes) for name in parts}
+    total = sum(own.values())
+    return {name: None if minutes is None else minutes * value / total for name, value in own.items()}
 
 
 def _open(
@@ -130,11 +138,11 @@ for _name in ORDER:
 
 @_train.command("all")
 def train_all(
-    data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, steps: Steps = None, resume: Resume = False,
-    given: Given = None, mix: Mix = None, change: Change = None, device: Device = "auto",
+    data: Data, out: Out, preset: PresetName = "small", seed: Seed = 0, minutes: Minutes = None, steps: Steps = None,
+    resume: Resume = False, given: Given = None, mix: Mix = None, change: Change = None, device: Device = "auto",
 ) -> None:  # fmt: skip
-    """Train all networks in turn, each for the minutes of the preset."""
-    _run(ORDER, data, out, preset, seed, None, steps, resume, given, mix, change, device)
+    """Train all networks in turn, each for the minutes of the preset; --minutes is shared out in its proportions."""
+    _run(ORDER, data, out, preset, seed, minutes, steps, resume, given, mix, change, device)
 
 
 def _recorded(path: Path) -> str:

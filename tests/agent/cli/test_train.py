@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agent.cli.recorded_command import recorded_command, source_commit
-from agent.cli.train import COMMAND, DATA, ORDER, _train, _trained_on
+from agent.cli.train import COMMAND, DATA, ORDER, _train, _trained_on, shared_out
 from models.case import Case, ImageMeta, write_case
 from models.collection.splits import split_of
 from models.errors import InputError
@@ -130,3 +130,13 @@ def test_a_picture_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> No
     done = mewm_train("attenuation-picture", "--out", tmp_path / "absent" / "picture.png")
     assert isinstance(done.exception, InputError)
     assert "choose another --out" in str(done.exception)
+
+
+def test_the_minutes_of_all_networks_are_shared_out_as_in_the_preset() -> None:
+    preset = Preset.load("small")
+    found = shared_out(20.0, ORDER, preset)
+    assert sum(found.values()) == pytest.approx(20.0)
+    own = {name: getattr(preset.training, name).minutes for name in ORDER}
+    assert found["denoiser"] / found["survival"] == pytest.approx(own["denoiser"] / own["survival"])
+    assert shared_out(7.0, ("survival",), preset) == {"survival": 7.0}
+    assert shared_out(None, ORDER, preset) == dict.fromkeys(ORDER)
