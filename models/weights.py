@@ -71,12 +71,13 @@ class Manifest(BaseModel):
 
     @property
     def weights_hash(self) -> str:
-        """Short id of exactly these weights (12 hex digits).
+        """Short id of exactly these weights with their preset, origin and survival baseline (12 hex digits).
 
         The preset counts as the bundle states it: a setting that presets gain later leaves the id as it is.
         """
+        told = self.model_dump_json(include={"origin", "preset", "survival_baseline"}, exclude_unset=True)
         text = json.dumps({name: file.sha256 for name, file in sorted(self.files.items())})
-        return hashlib.sha256((text + self.preset.model_dump_json(exclude_unset=True)).encode()).hexdigest()[:12]
+        return hashlib.sha256((text + told).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,17 @@ def test_the_hash_is_that_of_the_bundle_as_it_was_written(bundle: Path) -> None:
     del manifest["preset"]["denoiser"]["guidance_every"]
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     files = json.dumps({name: file["sha256"] for name, file in sorted(manifest["files"].items())})
-    preset = json.dumps(manifest["preset"], separators=(",", ":"))
-    wanted = hashlib.sha256((files + preset).encode()).hexdigest()[:12]
+    told = json.dumps({k: manifest[k] for k in ("origin", "preset", "survival_baseline")}, separators=(",", ":"))
+    wanted = hashlib.sha256((files + told).encode()).hexdigest()[:12]
     assert read_manifest(bundle).weights_hash == wanted
+
+
+def test_another_survival_baseline_makes_other_weights_of_them(bundle: Path) -> None:
+    before = read_manifest(bundle).weights_hash
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["survival_baseline"]["survival"][-1] *= 0.5
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    assert read_manifest(bundle).weights_hash != before
 
 
 def test_a_bundle_that_is_read_has_the_hash_that_it_was_written_with(tmp_path: Path) -> None:
