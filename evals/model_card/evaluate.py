@@ -106,6 +106,7 @@ def evaluate_models(
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
         **summarise(rows, engine),
+        "first_patient": rows["patients"][0],  # by which anybody can check in a minute that the card is reproduced
         **(extra or {}),
     }  # fmt: skip
     card["targets"] = {"source": targets().source, "rows": judge(card)}
