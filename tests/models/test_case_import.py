@@ -9,7 +9,7 @@ import pytest
 from models.case import Case
 from models.case_import import import_case, list_series
 from models.errors import CaseError, InputError, MaskError, RecordError, SeriesChoiceError, VolumeError
-from tests.models.synthetic_ct import labels_of, trunk, write_series
+from tests.models.synthetic_ct import labels_of, spoil_slope, trunk, write_series
 
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 2.5, 0, -20], [0, 0, 5.0, 100], [0, 0, 0, 1]])
 SHAPE = (64, 56, 32)
@@ -112,10 +112,14 @@ def test_two_phases_in_one_series_are_listed_and_chosen(tmp_path: Path) -> None:
 def test_a_series_that_can_not_be_imported_is_listed_with_the_reason(tmp_path: Path) -> None:
     write_series(tmp_path / "p" / "a", BEFORE, series="1.2.3.1")
     write_series(tmp_path / "p" / "b", BEFORE, series="1.2.3.2", number=2, tilt_mm=1.0)
+    write_series(tmp_path / "p" / "c", BEFORE, series="1.2.3.3", number=3)
+    spoil_slope(sorted((tmp_path / "p" / "c").iterdir())[3], "ab")
     infos = list_series(tmp_path / "p")
     assert infos[0].problem is None
     assert infos[1].problem is not None
     assert "tilted" in str(infos[1])
+    assert "can't be imported: The CT slice" in str(infos[2])
+    assert "damaged rescale to HU" in str(infos[2])
 
 
 def test_a_slice_without_geometry_does_not_refuse_the_patient_folder(tmp_path: Path) -> None:
