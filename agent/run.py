@@ -412,11 +412,13 @@ def start_run(
     if folder is None:
         folder = Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', facts.case_id)}-{now:%Y%m%d-%H%M%S-%f}"
     target = folder / "run.json"
-    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    made: tuple[Path, ...] = ()
     try:
+        made = tuple(path for path in (folder, *folder.parents) if not path.exists())
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
     except OSError as exc:
+        _remove_empty(made)
         raise RunError(unwritable(folder, exc)) from exc
     if taken:
         what = "holds a run already: go on with `mewm resume`" if target.exists() else "is not empty: empty it"
@@ -433,8 +435,19 @@ def start_run(
         artifacts=None if artifacts is None else str(artifacts.resolve()),
         agents=tuple(agents),
     )
-    write_text(target, record.model_dump_json(indent=2) + "\n")
+    try:
+        write_text(target, record.model_dump_json(indent=2) + "\n")
+    except RunError:
+        _remove_empty(made)
+        raise
     return Run(folder, record, made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first; one that was never made, or is not empty, is left as it is."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def open_run(folder: Path) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -173,6 +174,36 @@ def test_an_unwritable_run_folder_is_a_sentence_and_leaves_nothing(tmp_path, cas
     with pytest.raises(RunError, match=r"can't be written .*choose another with --run"):
         start_run(case, blocker / "run", SETTINGS)
     assert blocker.read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("inner", ["x" * 300, f"{'x' * 300}/run"])
+def test_a_run_folder_that_can_not_be_made_leaves_no_parents(tmp_path, case, inner):
+    with pytest.raises(RunError, match=r"can't be written \(File name too long\): choose another with --run"):
+        start_run(case, tmp_path / "new" / "runs" / inner, SETTINGS)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_folder_in_one_that_may_not_be_searched_is_a_sentence(tmp_path, case, monkeypatch):
+    def closed(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)  # root, as tests may run, may search every folder
+    with pytest.raises(RunError, match=r"can't be written \(Permission denied\)"):
+        start_run(case, tmp_path / "run", SETTINGS)
+
+
+def test_a_run_json_that_can_not_be_written_leaves_no_folder(tmp_path, case, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("agent.files.tempfile.mkstemp", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        start_run(case, tmp_path / "new" / "run", SETTINGS)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RunError, match="No space left on device"):
+        start_run(case, tmp_path / "mine", SETTINGS)
+    assert (tmp_path / "mine").is_dir()  # a folder that was there stays
 
 
 def test_a_folder_that_is_in_use_is_not_overwritten(tmp_path, case):
