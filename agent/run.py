@@ -38,7 +38,7 @@ from agent.settings import PlannerSettings
 from agent.state import STATE_TYPES, CaseFacts, PlannerInput, PlannerState
 from agent.trace import write_trace
 from agent.what_if import changes_shown
-from models.case import Case
+from models.case import Case, remove_empty
 from models.errors import ApprovalError, CaseError, MewmError, RunError
 from models.formulary import Formulary
 
@@ -418,7 +418,7 @@ def start_run(
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
     except OSError as exc:
-        _remove_empty(made)
+        remove_empty(made)
         raise RunError(unwritable(folder, exc)) from exc
     if taken:
         what = "holds a run already: go on with `mewm resume`" if target.exists() else "is not empty: empty it"
@@ -438,16 +438,9 @@ def start_run(
     try:
         write_text(target, record.model_dump_json(indent=2) + "\n")
     except RunError:
-        _remove_empty(made)
+        remove_empty(made)
         raise
     return Run(folder, record, made)
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, innermost first; one that was never made, or is not empty, is left as it is."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def open_run(folder: Path) -> Run:

@@ -136,6 +136,14 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_names_that_no_file_system_takes_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match=r"can't be written to .*: File name too long\.$"):
+        make(tmp_path / "new" / ("x" * 300))
+    with pytest.raises(CaseError, match="can't be read: File name too long"):
+        Case.load(tmp_path / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     moved = {ImageMeta("pre_a"): CT, ImageMeta("pre_b"): Volume(trunk(), SHIFTED)}
     with pytest.raises(CaseError, match="say which image"):

@@ -180,7 +180,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path, labels: Path) -> None:
     no_tumour = save(tmp_path / "liver.nii.gz", (labels_of(SHAPE) == 1).astype(np.uint8))
     write_series(tmp_path / "mr", BEFORE, modality_class="1.2.840.10008.5.1.4.1.1.4")
     before = sorted(tmp_path.rglob("*"))
-    out = tmp_path / "c"
+    out, too_long = tmp_path / "c", "x" * 300
     for error, arguments in (
         (VolumeError, {"src": tmp_path / "none.nii.gz"}),
         (VolumeError, {"src": tmp_path / "empty"}),
@@ -192,6 +192,10 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path, labels: Path) -> None:
         (InputError, {"series": "1"}),
         (CaseError, {"out": tmp_path / "taken"}),
         (CaseError, {"out": tmp_path / "plain" / "c"}),
+        (CaseError, {"out": tmp_path / "new" / too_long}),
+        (VolumeError, {"src": tmp_path / too_long}),
+        (MaskError, {"labels": tmp_path / f"{too_long}.nii.gz"}),
+        (RecordError, {"record": tmp_path / too_long}),
     ):
         with pytest.raises(error) as refused:
             import_case(**{"src": scan, "out": out, **arguments})  # type: ignore[arg-type]
