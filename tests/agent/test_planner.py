@@ -233,6 +233,28 @@ def test_a_goal_is_stated_and_what_it_changed_is_compared_on_the_same_protocols(
     assert set(moved) == {True, False}
 
 
+def test_a_size_goal_without_viable_tissue_before_treatment_says_that_size_decides_nothing(tmp_path, case):
+    class Necrotic(FakeWorld):
+        def measure_response(self, case_id, segmentation_ids):
+            found = super().measure_response(case_id, segmentation_ids)
+            none = {
+                "mrecist_before_mm": 0.0,
+                "mrecist_mm": 0.0,
+                "mrecist_change_percent": None,
+                "mrecist_category": "NE",
+            }
+            return found.model_copy(update={"responses": tuple(r.model_copy(update=none) for r in found.responses)})
+
+    plan, _, _ = plan_of(tmp_path, case, goal="down-stage to transplant", world=Necrotic(tmp_path / "log"))
+    plain, _, _ = plan_of(tmp_path, case, world=Necrotic(tmp_path / "log"), name="plain")
+    assert plan.chosen.assessed.key == plain.chosen.assessed.key
+    assert plan.chosen.assessed.objective == plain.chosen.assessed.objective
+    assert plan.goal.names == ("downstage",)
+    assert plan.goal.weights["size"] == 0
+    assert "no viable tumour before treatment" in plan.goal.note
+    assert "no viable tumour" not in plain.goal.note
+
+
 def test_an_unknown_goal_is_said_and_changes_nothing(tmp_path, case):
     plain, _, _ = plan_of(tmp_path, case, name="plain")
     plan, _, _ = plan_of(tmp_path, case, goal="make the fish purple", name="odd")
