@@ -97,6 +97,11 @@ def test_every_tool_call_and_node_is_traced_once(tmp_path, case):
     assert sum(isinstance(event, ToolFinished) for event in seen) == sum(calls.values())
     nodes = Counter(decision.node for decision in trace if decision.kind == "node")
     assert nodes == Counter(event.node for event in seen if isinstance(event, NodeStarted))
+    # What the report draws is asked for by a traced call too: a resumed process prepares the case in it.
+    assert [d.tool for d in trace if d.node == "report"] == ["segment", None]
+    assert set(world.tools["segment"].calls[-1]["outcome_ids"]) == {
+        finalist.assessed.shown_replica.outcome_id for finalist in plan.finalists
+    }
     simulations = [d for d in trace if d.tool == "simulate_tumor"]
     assert {d.weights_hash for d in simulations} == {"fakeweights"}
     assert all(d.backend == "guideline" for d in trace if d.kind == "policy")
