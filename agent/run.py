@@ -374,7 +374,7 @@ def case_facts(path: Path, *, labelled: bool = False, changes: Mapping[str, Any]
     return CaseFacts(
         case_id=case.case_id,
         origin=case.origin,
-        origin_note=case.origin_note,
+        origin_note=" ".join(filter(None, [case.origin_note, case.image_note()])),
         content_hash=case.content_hash,
         what_if=changes_shown(made.record, case.record),
     )

@@ -251,6 +251,21 @@ class Case:
                 candidates = [image for image in candidates if self.shares_grid(image, labelled)]
         return min(candidates, key=lambda image: _PREFERENCE.index(image.phase))
 
+    def image_note(self) -> str:
+        """A sentence where `default_image` had to leave out a better phase for the labels' grid; else empty.
+
+        Raises:
+            CaseError: the case has no pre-treatment image.
+        """
+        chosen = self.default_image()
+        first = min((i for i in self.images if i.role == "pre"), key=lambda image: _PREFERENCE.index(image.phase))
+        if _PREFERENCE.index(first.phase) >= _PREFERENCE.index(chosen.phase):
+            return ""
+        return (
+            f"Planned on {chosen.name} ({chosen.phase} phase), because {first.name} ({first.phase} phase) is on "
+            "another grid than the labels."
+        )
+
     def follow_up(self) -> tuple[Image, ...]:
         """Images after treatment, earliest first."""
         return tuple(sorted((i for i in self.images if i.role == "follow_up"), key=lambda image: image.day))

@@ -15,6 +15,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agent.plan import read_plan
@@ -23,6 +24,7 @@ from agent.settings import PlannerSettings
 from agent.trace import TIMING_FIELDS, read_trace
 from models.case import Case, ImageMeta, write_case
 from models.errors import CaseError, PlanningError, RunError, ToolError, WeightsError
+from models.volume import Volume
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,6 +239,20 @@ def test_a_case_without_labels_makes_no_run_folder(tmp_path, case):
     with pytest.raises(CaseError, match="has no labels"):
         start_run(tmp_path / "bare", tmp_path / "run", SETTINGS)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_says_which_phase_it_left_out_because_the_labels_do_not_fit_it(tmp_path, case):
+    whole = Case.load(case)
+    volume = whole.volume("pre_arterial")
+    moved = Volume(volume.data, volume.affine + np.array([[0, 0, 0, 9.0], *[[0] * 4] * 3]))
+    images = {ImageMeta("portal", "pre", "portal"): volume, ImageMeta("arterial", "pre", "arterial"): moved}
+    write_case(tmp_path / "two", "two", "real", "Made for a test.", images, whole.label_array(), labels_image="portal")
+    world = FakeWorld(tmp_path / "log")
+    plan = finish(start_run(tmp_path / "two", tmp_path / "run", SETTINGS), world)
+    assert plan.origin.case_note == (
+        "Made for a test. Planned on portal (portal phase), because arterial (arterial phase) is on another grid than "
+        "the labels."
+    )
 
 
 class BrokenWorld(FakeWorld):

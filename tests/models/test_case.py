@@ -177,12 +177,15 @@ class TestDefaultImage:
     def test_labels_on_another_image_of_the_same_grid_serve_the_arterial_one(self, tmp_path: Path) -> None:
         case = make(tmp_path / "c", {self.portal: CT, self.arterial: CT}, labels_image="p")
         assert case.default_image().name == "a"
+        assert case.image_note() == ""
         np.testing.assert_array_equal(case.label_array(), LABELS)
 
     def test_labels_on_another_grid_decide(self, tmp_path: Path) -> None:
         images = {self.portal: CT, self.arterial: Volume(trunk(), SHIFTED)}
         case = make(tmp_path / "c", images, labels_image="p")
         assert case.default_image().name == "p"
+        left_out = "Planned on p (portal phase), because a (arterial phase) is on another grid than the labels."
+        assert case.image_note() == left_out
         np.testing.assert_array_equal(case.volume().affine, AFFINE)
 
     def test_no_labels_and_no_such_image(self, tmp_path: Path) -> None:
