@@ -24,6 +24,9 @@ from models.protocol import Dose, Protocol
 from models.survival_curve import median_survival, survival_at
 
 BEAD_CLASS = "drug_eluting"
+NO_SIZE = (
+    "There is no viable tumour before treatment, so a change of its size is not evaluable: size was given no weight."
+)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -287,12 +290,16 @@ def goal_reading(
     """
     ranked = {a.default_rank: key for key, a in assessed.items() if a.default_rank is not None}
     default_choice = ranked.get(1)
+    weights, note = goal.weights.model_dump(), goal.note
+    if goal.weights.size and any(row.mrecist_change_percent is None for rows in replicas.values() for row in rows):
+        weights["size"] = 0.0
+        note += f" {NO_SIZE}"
     return GoalReading(
         text=goal.text,
         names=goal.names,
         understood=goal.understood,
-        weights=goal.weights.model_dump(),
-        note=goal.note,
+        weights=weights,
+        note=note,
         default_choice=default_choice,
         changed=_changed(goal, order, default_choice, assessed, replicas),
     )

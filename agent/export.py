@@ -103,16 +103,17 @@ def simulated_scans(case: Case, folder: Path, every: bool) -> list[SimulatedScan
         place = folder / finalist_folder(finalist)
         try:
             about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            protocol, weights, trained = (str(about[key]) for key in ("protocol", "weights_hash", "models_trained_on"))
+        except (OSError, ValueError, KeyError, TypeError) as error:  # missing, no JSON, or JSON without these
             raise RunError(f"The simulated scan in {place} can't be read; run `mewm plan` again.") from error
         found.append(
             SimulatedScan(
                 name=f"simulated_{finalist.place}",
                 volume=load_exact(place / "simulated.nii.gz"),
                 tissue=load_exact_labels(place / "segmentation.nii.gz")[0],
-                protocol=about["protocol"],
-                weights_hash=about["weights_hash"],
-                trained_on=about["models_trained_on"],
+                protocol=protocol,
+                weights_hash=weights,
+                trained_on=trained,
             )
         )
     return found

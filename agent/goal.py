@@ -54,18 +54,14 @@ class Goal(BaseModel):
             tumour_log_risk: What the survival network says, log-risk.
             toxicity_log_risk: The fixed toxicity term, log-hazard.
             mrecist_change_percent: Change of the summed viable diameters, percent (-100 is gone); None when not
-            evaluable.
+                evaluable: then size gets no weight. The scan before treatment alone decides that, so it is so for every
+                outcome of a case or for none, and `agent.assess.goal_reading` says it in the plan.
 
         Returns:
             The weighted sum, no unit.
-
-        Raises:
-            ValueError: The goal weighs size and the size change is not evaluable.
         """
         value = self.weights.tumour * tumour_log_risk + self.weights.toxicity * toxicity_log_risk
-        if self.weights.size:
-            if mrecist_change_percent is None:
-                raise ValueError("the goal weighs tumour size, but the size change of this outcome is not evaluable")
+        if mrecist_change_percent is not None:
             value += self.weights.size * mrecist_change_percent / 100.0
         return value
 

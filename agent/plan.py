@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.contest import t_interval
 from models.clinical_survival import ClinicalRisk
@@ -431,4 +431,9 @@ def read_plan(path: Path) -> Plan:
             f"The plan at {path} has schema version {version}, this program reads {PLAN_SCHEMA_VERSION}: "
             "run `mewm plan` again."
         )
-    return Plan.model_validate(data)
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunError(f"The plan at {path} is damaged ({where}: {first['msg']}): run `mewm plan` again.") from exc

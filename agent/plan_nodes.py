@@ -200,6 +200,19 @@ class PlanNodes(Nodes):
         recorder = self.begin("report", "Writing volumes and report", state, runtime)
         assert state.plan is not None
         plan = state.plan.model_copy(update={"execution": execution(state.decisions)})
+        if shown := [finalist.assessed.shown_replica.outcome_id for finalist in plan.finalists]:
+            # What is drawn is stored already. Asked for by the tool, whatever a resumed process has to do for it first
+            # (the case's patches go through the networks again) is in the trace too.
+            self.use(
+                "segment",
+                "the outcomes that the report shows",
+                state,
+                runtime,
+                recorder,
+                lambda r: {"segmentations": len(r.segmentations)},
+                len(shown),
+                outcome_ids=shown,
+            )
         artifacts = self.services(state).publish(plan)
         closed = recorder.close(plan.chosen.assessed.key if plan.chosen else "blocked", artifacts, "files of the run")
         return {"plan": plan.model_copy(update={"artifacts": artifacts}), "decisions": closed}

@@ -38,7 +38,7 @@ from agent.settings import PlannerSettings
 from agent.state import STATE_TYPES, CaseFacts, PlannerInput, PlannerState
 from agent.trace import write_trace
 from agent.what_if import changes_shown
-from models.case import Case
+from models.case import Case, remove_empty
 from models.errors import ApprovalError, CaseError, MewmError, RunError
 from models.formulary import Formulary
 
@@ -374,7 +374,7 @@ def case_facts(path: Path, *, labelled: bool = False, changes: Mapping[str, Any]
     return CaseFacts(
         case_id=case.case_id,
         origin=case.origin,
-        origin_note=case.origin_note,
+        origin_note=" ".join(filter(None, [case.origin_note, case.image_note()])),
         content_hash=case.content_hash,
         what_if=changes_shown(made.record, case.record),
     )
@@ -412,11 +412,13 @@ def start_run(
     if folder is None:
         folder = Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', facts.case_id)}-{now:%Y%m%d-%H%M%S-%f}"
     target = folder / "run.json"
-    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    made: tuple[Path, ...] = ()
     try:
+        made = tuple(path for path in (folder, *folder.parents) if not path.exists())
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
     except OSError as exc:
+        remove_empty(made)
         raise RunError(unwritable(folder, exc)) from exc
     if taken:
         what = "holds a run already: go on with `mewm resume`" if target.exists() else "is not empty: empty it"
@@ -433,7 +435,11 @@ def start_run(
         artifacts=None if artifacts is None else str(artifacts.resolve()),
         agents=tuple(agents),
     )
-    write_text(target, record.model_dump_json(indent=2) + "\n")
+    try:
+        write_text(target, record.model_dump_json(indent=2) + "\n")
+    except RunError:
+        remove_empty(made)
+        raise
     return Run(folder, record, made)
 
 

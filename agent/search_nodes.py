@@ -18,7 +18,7 @@ from agent.search import Candidate, Job, SearchState, Strategy
 from agent.state import Baseline, ModelFacts, PendingOutcome, PlannerState, ProtocolNotes, Verdict, objectives
 from agent.strategies import make_strategy
 from agent.trace import Recorder
-from models.errors import PlanningError, ToolError
+from models.errors import ToolError
 
 if TYPE_CHECKING:  # types only: these modules load the networks, and nodes reach those through the registered tools
     from tools.measure_response import Response
@@ -286,21 +286,12 @@ class SearchNodes(Nodes):
 
 
 def replica_of(outcome: PendingOutcome, risk: RiskEstimate, response: Response, goal: Goal) -> Replica:
-    """One outcome with its measures and its objective.
-
-    Raises:
-        PlanningError: the goal weighs tumour size and the size change of this outcome is not evaluable.
-    """
-    try:
-        objective = goal.objective(risk.tumour_log_risk, risk.toxicity_log_risk, response.mrecist_change_percent)
-    except ValueError as exc:
-        msg = f"The goal can't be followed for {outcome.protocol}: {exc}; choose a goal without tumour size."
-        raise PlanningError(msg) from exc
+    """One outcome with its measures and its objective."""
     return Replica(
         seed=outcome.seed,
         outcome_id=outcome.outcome_id,
         segmentation_id=str(outcome.segmentation_id),
-        objective=objective,
+        objective=goal.objective(risk.tumour_log_risk, risk.toxicity_log_risk, response.mrecist_change_percent),
         log_risk=risk.log_risk,
         tumour_log_risk=risk.tumour_log_risk,
         toxicity_log_risk=risk.toxicity_log_risk,

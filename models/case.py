@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -250,6 +251,21 @@ class Case:
                 candidates = [image for image in candidates if self.shares_grid(image, labelled)]
         return min(candidates, key=lambda image: _PREFERENCE.index(image.phase))
 
+    def image_note(self) -> str:
+        """A sentence where `default_image` had to leave out a better phase for the labels' grid; else empty.
+
+        Raises:
+            CaseError: the case has no pre-treatment image.
+        """
+        chosen = self.default_image()
+        first = min((i for i in self.images if i.role == "pre"), key=lambda image: _PREFERENCE.index(image.phase))
+        if _PREFERENCE.index(first.phase) >= _PREFERENCE.index(chosen.phase):
+            return ""
+        return (
+            f"Planned on {chosen.name} ({chosen.phase} phase), because {first.name} ({first.phase} phase) is on "
+            "another grid than the labels."
+        )
+
     def follow_up(self) -> tuple[Image, ...]:
         """Images after treatment, earliest first."""
         return tuple(sorted((i for i in self.images if i.role == "follow_up"), key=lambda image: image.day))
@@ -329,8 +345,7 @@ def write_case(
         CaseError: the folder exists or can't be written, or the parts do not fit together.
     """
     path = Path(directory)
-    if path.exists() or path.is_symlink():
-        raise CaseError(f"{path} exists already; choose another folder for the case or remove it.")
+    check_free(path, "case")
     if safe_name(case_id) != case_id:
         raise CaseError(f"The case id {case_id!r} has characters that are not allowed; use {safe_name(case_id)!r}.")
     metas = list(images)
@@ -344,10 +359,13 @@ def write_case(
         _check_labels(array)
         if name not in after or after[name].shape != array.shape:
             raise CaseError(f"The labels of shape {array.shape} fit no follow-up image {name!r}; give its own labels.")
+    made: list[Path] = []
     try:
+        made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     except OSError as error:
+        remove_empty(made)
         raise CaseError(f"The case can't be written to {path}: {error.strerror}.") from error
     try:
         entries = [_write_image(partial, meta, volume) for meta, volume in images.items()]
@@ -375,7 +393,34 @@ def write_case(
         raise CaseError(f"The case can't be written: {'.'.join(map(str, first['loc']))} {first['msg']}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        remove_empty(made)  # nothing, where the case stands in them
     return Case.load(path, verify=False)
+
+
+def check_free(path: Path, what: str) -> None:
+    """Refuse a place for a new folder where something is already.
+
+    Args:
+        path: the place.
+        what: what is to be written there, for the sentence.
+
+    Raises:
+        CaseError: it is taken, or can't be looked at (a name that is too long, a parent without access).
+    """
+    try:
+        path.lstat()  # unlike Path.exists, says in every version of Python why it can't tell
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise CaseError(f"The {what} can't be written to {path}: {error.strerror}.") from error
+    raise CaseError(f"{path} exists already; choose another folder for the {what} or remove it.")
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first; one that is not there, or not empty, is left as it is."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def safe_name(text: str) -> str:

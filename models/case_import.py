@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.case import Case, ImageMeta, Phase, Role, safe_name, write_case
+from models.case import Case, ImageMeta, Phase, Role, check_free, safe_name, write_case
 from models.clinical_record import ClinicalRecord
 from models.contrast_phase import phase_from_image, phase_from_labels
 from models.dicom import DicomFolder, DicomSeries, find_series, rebase_days
 from models.dicom_stack import read_series
-from models.errors import CaseError, InputError, MaskError, SeriesChoiceError, VolumeError
+from models.errors import InputError, MaskError, SeriesChoiceError, VolumeError
 from models.volume import Volume, read_labels, read_nifti
 
 # Names that hold a date, as archives' study folders do: 02-15-1998, 1998-02-15, 19980215.
@@ -101,12 +101,9 @@ def import_case(
         VolumeError, MaskError, RecordError, CaseError: as the readers and `write_case` say.
     """
     src, out = Path(src), Path(out)
-    if out.exists() or out.is_symlink():
-        raise CaseError(f"{out} exists already; choose another folder for the case or remove it.")
+    check_free(out, "case")
     clinical = ClinicalRecord.load(record) if record is not None else ClinicalRecord()
-    if not src.exists():
-        raise VolumeError(f"There is no file or folder {src}; check the path.")
-    if src.is_dir():
+    if _is_folder(src):
         found = _find(src)
         chosen = _choose(found, series, src)
         scans = [(_role(one, chosen), one.day or 0, read_series(one)) for one in chosen]
@@ -140,6 +137,15 @@ def import_case(
         stem = src.resolve().name.removesuffix(".gz").removesuffix(".nii")
         case_id = f"case-{_fingerprint(scans[0][2])}" if telling else safe_name(stem)
     return write_case(out, case_id, "real", note, images, label_array, clinical, labels_image)
+
+
+def _is_folder(src: Path) -> bool:
+    try:
+        if not src.exists():
+            raise VolumeError(f"There is no file or folder {src}; check the path.")
+        return src.is_dir()
+    except OSError as error:
+        raise VolumeError(f"{src} can't be read: {error.strerror}; check the path.") from error
 
 
 def _find(src: Path) -> DicomFolder:

@@ -27,7 +27,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from models.case import Case, Image
+from models.case import Case, Image, check_free
 from models.errors import CaseError, InputError, VolumeError
 from models.volume import Volume, same_grid
 
@@ -123,8 +123,7 @@ def export_case(
         VolumeError: a sheared grid, or a simulated scan on another grid than the planned image.
         InputError: highdicom is not installed.
     """
-    if out.exists() or out.is_symlink():
-        raise CaseError(f"{out} exists already; choose another folder for the export or remove it.")
+    check_free(out, "export")
     tell = progress or (lambda _: None)
     image = case.default_image()
     volume = case.volume(image.name)

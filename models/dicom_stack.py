@@ -23,6 +23,7 @@ _DIRECTION = 1e-3  # cosines that differ by less are equal
 _EVEN_SHARE = 0.05  # slice distances may differ by this share of their median ...
 _EVEN_MM = 0.15  # ... or by this much: positions are often written with one decimal
 _MAX_TILT_DEGREES = 0.3
+_MAX_SLOPE, _MAX_INTERCEPT = 1e4, 1e5  # far beyond any scanner's; 16-bit pixels under them fit 32 bits
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def read_series(series: DicomSeries, max_gap_mm: float | None = None) -> Volume:
 
     Raises:
         VolumeError: a slice that lacks its geometry, places that repeat, uneven or missing slices, gantry tilt, slices
-            of different size or direction, a missing rescale, pixels that can't be decoded, or values that are no CT in
-            HU (`checked_ct`).
+            of different size or direction, a missing or impossible rescale, pixels that can't be decoded, or values
+            that are no CT in HU (`checked_ct`).
     """
     how = stacking(series, max_gap_mm)
     with untrusted_headers():
@@ -159,23 +160,37 @@ def _read_pixels(one: Slice) -> NDArray[Any]:
             f"The pixels of the CT slice {one.path} can't be decoded ({_syntax(one.path)}); "
             "export the series uncompressed."
         ) from error
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if slope is None or intercept is None:
-        raise VolumeError(f"The CT slice {one.path} has no rescale to HU; give the original CT series.")
-    kind = str(dataset.get("RescaleType", "") or "HU").strip().upper()
-    if kind not in ("HU", "US"):
-        raise VolumeError(f"The CT slice {one.path} is not in HU; give the original CT series.")
+    slope, intercept, padding = _read_rescale(dataset, one.path)
     if pixels.shape != (one.rows, one.columns):
         raise VolumeError(f"The CT slice {one.path} holds {pixels.shape} pixels, not one plane; give single slices.")
-    slope, intercept = float(slope), float(intercept)
     if slope.is_integer() and intercept.is_integer():
         hu: NDArray[Any] = pixels.astype(np.int32) * int(slope) + int(intercept)
     else:
         hu = (pixels * slope + intercept).astype(np.float32)
-    padding = dataset.get("PixelPaddingValue")
-    if isinstance(padding, int):
+    if padding is not None:
         hu[pixels == padding] = limits().air_hu
     return hu
+
+
+def _read_rescale(dataset: pydicom.Dataset, path: Path) -> tuple[float, float, int | None]:
+    """Slope and intercept to HU of a slice, and its padding value where it states one."""
+    try:  # a value is decoded when it is asked for
+        stated = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+        kind = str(dataset.get("RescaleType", "") or "HU").strip().upper()
+        padding = dataset.get("PixelPaddingValue")
+        slope, intercept = (None if value is None else float(value) for value in stated)
+    except DAMAGE as error:
+        raise VolumeError(f"The CT slice {path} has a damaged rescale to HU; give the original CT series.") from error
+    if slope is None or intercept is None:
+        raise VolumeError(f"The CT slice {path} has no rescale to HU; give the original CT series.")
+    if kind not in ("HU", "US"):
+        raise VolumeError(f"The CT slice {path} is not in HU; give the original CT series.")
+    if not (abs(slope) <= _MAX_SLOPE and abs(intercept) <= _MAX_INTERCEPT):  # also where one is not a number
+        raise VolumeError(
+            f"The CT slice {path} has an impossible rescale to HU (slope {slope:g}, intercept {intercept:g}); "
+            "give the original CT series."
+        )
+    return slope, intercept, padding if isinstance(padding, int) else None
 
 
 def _syntax(path: Path) -> str:

@@ -257,9 +257,9 @@ def read_grid(path: Path | str) -> tuple[tuple[int, ...], Affine]:
 
 def _read_array(path: Path, error_type: type[InputError], what: str) -> tuple[NDArray[Any], Affine]:
     """A 3-D NIfTI as it is stored (rescaled only where its header says so), turned to RAS+ by whole axes."""
-    if not path.is_file():
-        raise error_type(f"There is no {what} file {path}; check the path.")
     try:
+        if not path.is_file():
+            raise error_type(f"There is no {what} file {path}; check the path.")
         image = nib.load(path)
         if not isinstance(image, nib.Nifti1Pair):
             raise error_type(f"{path} is a {type(image).__name__}, not NIfTI; convert it to .nii.gz.")

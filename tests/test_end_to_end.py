@@ -113,6 +113,7 @@ def test_every_network_result_came_through_a_traced_tool_call(planned: dict[str,
     tools = {row["tool"] for row in rows if row["tool"]}
     assert {"check_rules", "simulate_tumor", "segment", "measure_response", "survival_risk"} <= tools
     assert {row["node"] for row in rows} >= {"observe", "propose", "refine", "expand", "prune", "finalise", "explain"}
+    assert [row["tool"] for row in rows if row["node"] == "report"] == ["segment", None]
     assert {row["weights_hash"] for row in rows if row["tool"] == "simulate_tumor"} == {plan.origin.weights_hash}
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import resource
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from agent.plan import read_plan
@@ -18,6 +22,7 @@ from models.case import Case
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PNG = "data:image/png;base64,"
 RECORD = """\
 bclc: C
 afp: 209147 ng/ml
@@ -44,6 +49,46 @@ def imported(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "case"
 
 
+class Page(HTMLParser):
+    """What a report shows and what it loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.slices: list[str] = []
+        self.images: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = {name: value or "" for name, value in attrs}
+        if tag == "svg" and known.get("class") == "ct":
+            self.slices.append(known["aria-label"])
+        if tag in ("img", "image"):
+            self.images.append(known.get("href") or known.get("src") or "")
+        if tag in ("link", "iframe", "object", "embed", "base") or (tag == "script" and "src" in known):
+            self.loads.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def check_report(file: Path, case: Case, depth: int) -> None:
+    """The page names the case, shows its slices before and after, and holds every picture itself."""
+    page = Page()
+    page.feed(file.read_text(encoding="utf-8"))
+    assert case.case_id in page.text
+    before = [label for label in page.slices if label.startswith("Before treatment")]
+    after = [label for label in page.slices if label.startswith("Simulated after")]
+    assert before
+    assert len(after) >= 2 * len(before)  # the chosen protocol and a runner-up at the least
+    assert all(f" of {depth}, " in label for label in page.slices)  # slices of this scan, and not of another
+    assert len(page.images) >= len(page.slices)
+    assert page.loads == []
+    pixels = [Image.open(io.BytesIO(base64.b64decode(href.removeprefix(PNG)))).convert("L") for href in page.images]
+    assert all(href.startswith(PNG) for href in page.images)
+    assert max(np.asarray(image).std() for image in pixels) > 20  # anatomy, not an empty frame
+
+
 def test_the_plan_on_a_real_patient(imported: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     done = mewm("plan", str(imported), "--run", str(tmp_path / "run"))
@@ -62,6 +107,7 @@ def test_the_plan_on_a_real_patient(imported: Path, tmp_path: Path) -> None:
     far = distance_transform_edt(~tumour, sampling=before.header.get_zooms()[:3]) > 8.0
     files = sorted((tmp_path / "run" / "finalists").glob("*/simulated.nii.gz"))
     assert len(files) >= 2
+    check_report(tmp_path / "run" / "report.html", case, before.shape[2])
     for file in files:
         after = nib.load(file)
         assert after.shape == before.shape

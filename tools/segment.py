@@ -117,5 +117,8 @@ def _segment_portion(outcomes: Sequence[StoredOutcome], workspace: Workspace) ->
 
 
 def _stored(name: str, outcome: StoredOutcome, workspace: Workspace) -> NDArray[np.uint8] | None:
+    """The tissue classes stored under a name; None where there are none, or of another length than the case needs."""
     artifact = workspace.artifacts.find(name)
-    return None if artifact is None else unpack(outcome.prepared, artifact.arrays["tissue"], name).astype(np.uint8)
+    if artifact is None or artifact.arrays["tissue"].shape != (int(outcome.prepared.support.sum()),):
+        return None
+    return unpack(outcome.prepared, artifact.arrays["tissue"], name).astype(np.uint8)

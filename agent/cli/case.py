@@ -81,6 +81,8 @@ def show_case(case: Case, console: Console) -> None:
             "yes" if image.name == default else "",
         )
     console.print(images)
+    if note := case.image_note():
+        console.print(note, highlight=False)
     if case.labels is None:
         console.print("No labels: liver and tumour are not known, so the case can't be planned.")
     else:

@@ -191,21 +191,22 @@ def llm_settings(
 
 
 def demo_case() -> Path:
-    """The demo case in the working directory, written from its seed on first use.
+    """The demo case in the working directory, written from its seed where it is missing, damaged or out of date.
 
     Raises:
         CaseError: it can't be written.
+        InputError: another case lies in its place.
     """
-    if not (DEMO_FOLDER / "case.json").is_file():
-        write_demo(DEMO_FOLDER)
+    write_demo(DEMO_FOLDER)
     return DEMO_FOLDER
 
 
 def write_demo(folder: Path) -> None:
-    """Write the demo case from its seed.
+    """Write the demo case from its seed, unless it is there as this program writes it.
 
     Raises:
         CaseError: it can't be written.
+        InputError: another case lies in its place.
     """
     from models.phantom.cohort import write_demo_case
 

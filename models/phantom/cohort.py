@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import combinations
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.case import Case, ImageMeta, write_case
-from models.errors import InputError
+from models.errors import CaseError, InputError
 from models.formulary import Formulary
 from models.phantom.patient import Patient, draw_patient
 from models.phantom.render import Scan, render
@@ -158,10 +159,49 @@ def write_cohort(
 
 
 def write_demo_case(out: Path) -> Case:
-    """The embedded demo case, drawn from the cohort by a fixed seed; reused when it is already there."""
-    if (out / "case.json").exists():
-        return Case.load(out)
-    return write_phantom_case(draw_patient(DEMO_SEED), out)
+    """The embedded demo case, drawn from the cohort by a fixed seed.
+
+    It is reused where it is there already, undamaged and of this phantom version, and else written anew in its place.
+
+    Args:
+        out: Case folder.
+
+    Returns:
+        The demo case.
+
+    Raises:
+        InputError: The folder holds a real case.
+        CaseError: It can't be written.
+    """
+    patient = draw_patient(DEMO_SEED)
+    try:
+        there = (out / "case.json").exists()
+    except OSError as error:
+        raise CaseError(f"The demo case {out} can't be read: {error.strerror}.") from error
+    if not there:
+        return write_phantom_case(patient, out)
+    try:
+        case = Case.load(out, verify=False)
+        if case.origin != "synthetic":
+            raise InputError(f"{out} is a case of its own and not the demo case; move it, or plan it by its path.")
+        if case.origin_note == _origin_note(patient):
+            case.verify()
+            return case
+    except CaseError:
+        pass  # a damaged demo case is nothing that anybody made: it is written anew
+    return _rewrite(patient, out)
+
+
+def _rewrite(patient: Patient, out: Path) -> Case:
+    """Put a newly written case in the place of one that is there, which stays until the new one is complete."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
+            write_phantom_case(patient, Path(work) / "new")
+            out.rename(Path(work) / "old")
+            (Path(work) / "new").rename(out)
+    except OSError as error:
+        raise CaseError(f"The demo case can't be written to {out}: {error.strerror}.") from error
+    return Case.load(out)
 
 
 def all_protocols(action_set: str, drug_horizon: int, embolic_horizon: int) -> Iterator[Protocol]:

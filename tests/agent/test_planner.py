@@ -97,6 +97,11 @@ def test_every_tool_call_and_node_is_traced_once(tmp_path, case):
     assert sum(isinstance(event, ToolFinished) for event in seen) == sum(calls.values())
     nodes = Counter(decision.node for decision in trace if decision.kind == "node")
     assert nodes == Counter(event.node for event in seen if isinstance(event, NodeStarted))
+    # What the report draws is asked for by a traced call too: a resumed process prepares the case in it.
+    assert [d.tool for d in trace if d.node == "report"] == ["segment", None]
+    assert set(world.tools["segment"].calls[-1]["outcome_ids"]) == {
+        finalist.assessed.shown_replica.outcome_id for finalist in plan.finalists
+    }
     simulations = [d for d in trace if d.tool == "simulate_tumor"]
     assert {d.weights_hash for d in simulations} == {"fakeweights"}
     assert all(d.backend == "guideline" for d in trace if d.kind == "policy")
@@ -240,6 +245,28 @@ def test_a_goal_is_stated_and_what_it_changed_is_compared_on_the_same_protocols(
         else:
             assert goal.changed.startswith("It did not change the choice")
     assert set(moved) == {True, False}
+
+
+def test_a_size_goal_without_viable_tissue_before_treatment_says_that_size_decides_nothing(tmp_path, case):
+    class Necrotic(FakeWorld):
+        def measure_response(self, case_id, segmentation_ids):
+            found = super().measure_response(case_id, segmentation_ids)
+            none = {
+                "mrecist_before_mm": 0.0,
+                "mrecist_mm": 0.0,
+                "mrecist_change_percent": None,
+                "mrecist_category": "NE",
+            }
+            return found.model_copy(update={"responses": tuple(r.model_copy(update=none) for r in found.responses)})
+
+    plan, _, _ = plan_of(tmp_path, case, goal="down-stage to transplant", world=Necrotic(tmp_path / "log"))
+    plain, _, _ = plan_of(tmp_path, case, world=Necrotic(tmp_path / "log"), name="plain")
+    assert plan.chosen.assessed.key == plain.chosen.assessed.key
+    assert plan.chosen.assessed.objective == plain.chosen.assessed.objective
+    assert plan.goal.names == ("downstage",)
+    assert plan.goal.weights["size"] == 0
+    assert "no viable tumour before treatment" in plan.goal.note
+    assert "no viable tumour" not in plain.goal.note
 
 
 def test_an_unknown_goal_is_said_and_changes_nothing(tmp_path, case):

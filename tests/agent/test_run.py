@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agent.plan import read_plan
@@ -22,6 +24,7 @@ from agent.settings import PlannerSettings
 from agent.trace import TIMING_FIELDS, read_trace
 from models.case import Case, ImageMeta, write_case
 from models.errors import CaseError, PlanningError, RunError, ToolError, WeightsError
+from models.volume import Volume
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +178,36 @@ def test_an_unwritable_run_folder_is_a_sentence_and_leaves_nothing(tmp_path, cas
     assert blocker.read_text() == "not a folder"
 
 
+@pytest.mark.parametrize("inner", ["x" * 300, f"{'x' * 300}/run"])
+def test_a_run_folder_that_can_not_be_made_leaves_no_parents(tmp_path, case, inner):
+    with pytest.raises(RunError, match=r"can't be written \(File name too long\): choose another with --run"):
+        start_run(case, tmp_path / "new" / "runs" / inner, SETTINGS)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_folder_in_one_that_may_not_be_searched_is_a_sentence(tmp_path, case, monkeypatch):
+    def closed(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)  # root, as tests may run, may search every folder
+    with pytest.raises(RunError, match=r"can't be written \(Permission denied\)"):
+        start_run(case, tmp_path / "run", SETTINGS)
+
+
+def test_a_run_json_that_can_not_be_written_leaves_no_folder(tmp_path, case, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("agent.files.tempfile.mkstemp", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        start_run(case, tmp_path / "new" / "run", SETTINGS)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RunError, match="No space left on device"):
+        start_run(case, tmp_path / "mine", SETTINGS)
+    assert (tmp_path / "mine").is_dir()  # a folder that was there stays
+
+
 def test_a_folder_that_is_in_use_is_not_overwritten(tmp_path, case):
     start_run(case, tmp_path / "run", SETTINGS)
     with pytest.raises(RunError, match="holds a run already: go on with `mewm resume`"):
@@ -206,6 +239,20 @@ def test_a_case_without_labels_makes_no_run_folder(tmp_path, case):
     with pytest.raises(CaseError, match="has no labels"):
         start_run(tmp_path / "bare", tmp_path / "run", SETTINGS)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_says_which_phase_it_left_out_because_the_labels_do_not_fit_it(tmp_path, case):
+    whole = Case.load(case)
+    volume = whole.volume("pre_arterial")
+    moved = Volume(volume.data, volume.affine + np.array([[0, 0, 0, 9.0], *[[0] * 4] * 3]))
+    images = {ImageMeta("portal", "pre", "portal"): volume, ImageMeta("arterial", "pre", "arterial"): moved}
+    write_case(tmp_path / "two", "two", "real", "Made for a test.", images, whole.label_array(), labels_image="portal")
+    world = FakeWorld(tmp_path / "log")
+    plan = finish(start_run(tmp_path / "two", tmp_path / "run", SETTINGS), world)
+    assert plan.origin.case_note == (
+        "Made for a test. Planned on portal (portal phase), because arterial (arterial phase) is on another grid than "
+        "the labels."
+    )
 
 
 class BrokenWorld(FakeWorld):

@@ -127,3 +127,12 @@ def write_series(
             slice_.PixelPaddingValue = padding
         slice_.PixelData = raw.astype("<i2").tobytes()
         slice_.save_as(path, enforce_file_format=True)
+
+
+def spoil_slope(path: Path, slope: str) -> None:
+    """Put any text where a slice of `write_series` says its RescaleSlope of 1."""
+    content = path.read_bytes()
+    value = slope.encode() + b" " * (len(slope) % 2)
+    stated = b"\x28\x00\x53\x10DS\x04\x00" + b"1.0 "  # (0028,1053), explicit little endian
+    assert content.count(stated) == 1
+    path.write_bytes(content.replace(stated, stated[:6] + len(value).to_bytes(2, "little") + value))

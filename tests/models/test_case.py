@@ -136,6 +136,14 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_names_that_no_file_system_takes_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match=r"can't be written to .*: File name too long\.$"):
+        make(tmp_path / "new" / ("x" * 300))
+    with pytest.raises(CaseError, match="can't be read: File name too long"):
+        Case.load(tmp_path / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     moved = {ImageMeta("pre_a"): CT, ImageMeta("pre_b"): Volume(trunk(), SHIFTED)}
     with pytest.raises(CaseError, match="say which image"):
@@ -169,12 +177,15 @@ class TestDefaultImage:
     def test_labels_on_another_image_of_the_same_grid_serve_the_arterial_one(self, tmp_path: Path) -> None:
         case = make(tmp_path / "c", {self.portal: CT, self.arterial: CT}, labels_image="p")
         assert case.default_image().name == "a"
+        assert case.image_note() == ""
         np.testing.assert_array_equal(case.label_array(), LABELS)
 
     def test_labels_on_another_grid_decide(self, tmp_path: Path) -> None:
         images = {self.portal: CT, self.arterial: Volume(trunk(), SHIFTED)}
         case = make(tmp_path / "c", images, labels_image="p")
         assert case.default_image().name == "p"
+        left_out = "Planned on p (portal phase), because a (arterial phase) is on another grid than the labels."
+        assert case.image_note() == left_out
         np.testing.assert_array_equal(case.volume().affine, AFFINE)
 
     def test_no_labels_and_no_such_image(self, tmp_path: Path) -> None:

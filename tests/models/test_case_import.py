@@ -9,7 +9,7 @@ import pytest
 from models.case import Case
 from models.case_import import import_case, list_series
 from models.errors import CaseError, InputError, MaskError, RecordError, SeriesChoiceError, VolumeError
-from tests.models.synthetic_ct import labels_of, trunk, write_series
+from tests.models.synthetic_ct import labels_of, spoil_slope, trunk, write_series
 
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 2.5, 0, -20], [0, 0, 5.0, 100], [0, 0, 0, 1]])
 SHAPE = (64, 56, 32)
@@ -112,10 +112,14 @@ def test_two_phases_in_one_series_are_listed_and_chosen(tmp_path: Path) -> None:
 def test_a_series_that_can_not_be_imported_is_listed_with_the_reason(tmp_path: Path) -> None:
     write_series(tmp_path / "p" / "a", BEFORE, series="1.2.3.1")
     write_series(tmp_path / "p" / "b", BEFORE, series="1.2.3.2", number=2, tilt_mm=1.0)
+    write_series(tmp_path / "p" / "c", BEFORE, series="1.2.3.3", number=3)
+    spoil_slope(sorted((tmp_path / "p" / "c").iterdir())[3], "ab")
     infos = list_series(tmp_path / "p")
     assert infos[0].problem is None
     assert infos[1].problem is not None
     assert "tilted" in str(infos[1])
+    assert "can't be imported: The CT slice" in str(infos[2])
+    assert "damaged rescale to HU" in str(infos[2])
 
 
 def test_a_slice_without_geometry_does_not_refuse_the_patient_folder(tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path, labels: Path) -> None:
     no_tumour = save(tmp_path / "liver.nii.gz", (labels_of(SHAPE) == 1).astype(np.uint8))
     write_series(tmp_path / "mr", BEFORE, modality_class="1.2.840.10008.5.1.4.1.1.4")
     before = sorted(tmp_path.rglob("*"))
-    out = tmp_path / "c"
+    out, too_long = tmp_path / "c", "x" * 300
     for error, arguments in (
         (VolumeError, {"src": tmp_path / "none.nii.gz"}),
         (VolumeError, {"src": tmp_path / "empty"}),
@@ -188,6 +192,10 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path, labels: Path) -> None:
         (InputError, {"series": "1"}),
         (CaseError, {"out": tmp_path / "taken"}),
         (CaseError, {"out": tmp_path / "plain" / "c"}),
+        (CaseError, {"out": tmp_path / "new" / too_long}),
+        (VolumeError, {"src": tmp_path / too_long}),
+        (MaskError, {"labels": tmp_path / f"{too_long}.nii.gz"}),
+        (RecordError, {"record": tmp_path / too_long}),
     ):
         with pytest.raises(error) as refused:
             import_case(**{"src": scan, "out": out, **arguments})  # type: ignore[arg-type]

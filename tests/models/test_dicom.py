@@ -10,7 +10,7 @@ from models.dicom import DicomFolder, find_series
 from models.dicom_stack import read_series, stacking
 from models.errors import VolumeError
 from models.volume import Volume
-from tests.models.synthetic_ct import trunk, write_series
+from tests.models.synthetic_ct import spoil_slope, trunk, write_series
 
 TRUTH = trunk()
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 2.5, 0, -20], [0, 0, 5.0, 100], [0, 0, 0, 1]])
@@ -187,6 +187,14 @@ def test_damaged_pixels_and_a_lost_geometry(tmp_path: Path) -> None:
     slice_.save_as(two)
     with pytest.raises(VolumeError, match=f"{two.name} does not state its position"):
         only(tmp_path / "b")
+
+
+@pytest.mark.parametrize("slope", ["ab", "1\\2", "1e300", "inf", "nan"])
+def test_an_impossible_rescale_is_a_sentence(tmp_path: Path, slope: str) -> None:
+    write_series(tmp_path, TRUTH)
+    spoil_slope(sorted(tmp_path.iterdir())[3], slope)
+    with pytest.raises(VolumeError, match=r"(damaged|impossible) rescale to HU.*; give the original CT series"):
+        only(tmp_path)
 
 
 def test_slices_that_say_no_place_spoil_their_own_series_only(tmp_path: Path) -> None:

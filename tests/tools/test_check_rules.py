@@ -107,7 +107,7 @@ CASES: dict[str, tuple[str, Given, Given, Given | None]] = {
         "block",
         G("Cisplatin | Gelatin sponge", session={"technique": "ctace"}),
         G("Cisplatin | Lipiodol", session={"technique": "ctace"}),
-        None,
+        G("Cisplatin | Gelatin sponge"),
     ),
     "E02": ("warn", G("Doxorubicin | Drug-eluting beads + Lipiodol"), G("Doxorubicin | Drug-eluting beads"), None),
     "E03": ("block", G("Hydroxycamptothecin | Drug-eluting beads"), G("Idarubicin | Drug-eluting beads"), None),

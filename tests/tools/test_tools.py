@@ -177,6 +177,10 @@ def test_a_damaged_segmentation_is_computed_again(make_workspace: MakeWorkspace)
     path.write_bytes(b"")
     assert segment([outcome, outcome], workspace=workspace).segmented == 1
     assert path.read_bytes() == content
+    other = {"tissue": np.zeros(7, np.uint8)}  # a whole file that does not fit the case
+    workspace.artifacts.put("segmentation", workspace.segmentation_key(outcome), other)
+    assert segment([outcome], workspace=workspace).segmented == 1
+    assert path.read_bytes() == content
     again = segment([outcome], workspace=workspace)
     assert (again.segmented, again.from_cache, again.segmentations[0].cached) == (0, 1, True)
 

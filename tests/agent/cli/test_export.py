@@ -80,6 +80,11 @@ def test_runs_that_can_not_be_exported(case: Case, run: Path, tmp_path: Path) ->
     about.unlink()
     gone = mewm_case("export", case.path, "--out", out, "--run", run)
     assert "can't be read" in str(gone.exception)
+    for damaged in ("{}", "[1]"):
+        about.write_text(damaged)
+        odd = mewm_case("export", case.path, "--out", out, "--run", run)
+        assert isinstance(odd.exception, RunError)
+        assert "can't be read" in str(odd.exception)
     about.write_text(kept)
     (run / "plan.json").write_text(blocked_plan().to_json())
     blocked = mewm_case("export", case.path, "--out", out, "--run", run)

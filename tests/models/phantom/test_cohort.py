@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.case import Case
-from models.errors import InputError
+from models.errors import CaseError, InputError
 from models.phantom import cohort, pool
 from models.phantom.patient import draw_patient
 from models.phantom.pool import PatchPool, write_pool
@@ -58,6 +58,48 @@ def test_a_case_of_another_seed_is_not_taken_for_this_patient(tmp_path: Path) ->
     cohort.write_phantom_case(draw_patient(6), tmp_path / draw_patient(5).patient_id)
     with pytest.raises(InputError, match="is not the case of this patient"):
         cohort.write_cohort(1, 5, tmp_path, tmp_path.with_name("truth"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_demo_case_is_kept_while_it_is_right_and_else_written_anew(tmp_path: Path) -> None:
+    out = tmp_path / "cases" / "demo"
+    made = cohort.write_demo_case(out)
+    kept = (out / "case.json").stat().st_ino
+    assert cohort.write_demo_case(out) == made
+    assert (out / "case.json").stat().st_ino == kept
+    spoil = {
+        "an older phantom": lambda: _say(out, origin_note="synthetic phantom (models/phantom, version 0, seed 182)"),
+        "a damaged image": lambda: (out / "pre_portal.nii.gz").write_bytes(b"x"),
+        "a missing image": lambda: (out / "pre_portal.nii.gz").unlink(),
+        "no JSON": lambda: (out / "case.json").write_text("{", encoding="utf-8"),
+        "another schema": lambda: _say(out, schema_version=0),
+    }
+    for what, damage in spoil.items():
+        damage()
+        assert cohort.write_demo_case(out) == made, what
+        assert Case.load(out) == made, what
+        assert [path.name for path in out.parent.iterdir()] == ["demo"], what
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_case_of_somebody_else_is_never_overwritten_by_the_demo(tmp_path: Path) -> None:
+    cohort.write_demo_case(tmp_path / "demo")
+    _say(tmp_path / "demo", origin="real", origin_note="Imported from a NIfTI file.")
+    (tmp_path / "demo" / "pre_portal.nii.gz").unlink()
+    with pytest.raises(InputError, match="is a case of its own and not the demo case"):
+        cohort.write_demo_case(tmp_path / "demo")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(CaseError, match="exists already"):
+        cohort.write_demo_case(tmp_path / "other")
+    with pytest.raises(CaseError, match="File name too long"):
+        cohort.write_demo_case(tmp_path / ("x" * 300))
+    assert (tmp_path / "other" / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def _say(folder: Path, **changes: object) -> None:
+    content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    (folder / "case.json").write_text(json.dumps(content | changes), encoding="utf-8")
 
 
 def _below_a_file(tmp_path: Path) -> Path:
