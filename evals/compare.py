@@ -46,7 +46,7 @@ class Difference(ResultModel):
     low: float
     high: float
     p: float
-    p_holm: float | None = Field(description="adjusted over the quality metrics; None for effort")
+    p_holm: float | None = Field(description="adjusted over the quality metrics; None for the others")
     n: int
     wins: int = Field(description="cases in which B is better")
     ties: int

@@ -17,7 +17,8 @@ class Metric:
         label: As tables call it.
         lower_is_better: Decides who wins.
         percent: Shown times 100, as in the paper's tables.
-        quality: Takes part in Holm's correction; what is left is effort.
+        quality: Takes part in Holm's correction; what is left is effort, stability, and doses, which the search and most
+            baselines never state.
         digits: Decimals shown.
     """
 
@@ -40,7 +41,7 @@ METRICS: dict[str, Metric] = {
         Metric("drug_f1", "Drug F1"),
         Metric("embolic_f1", "Embolic F1"),
         Metric("class_f1", "Class F1"),
-        Metric("dose_within", "Dose in range"),
+        Metric("dose_within", "Dose in range", quality=False),
         Metric("regret", "Regret (of range)", lower_is_better=True, percent=False, digits=3),
         Metric("regret_of_random", "Regret (of random)", lower_is_better=True, percent=False, digits=3),
         Metric("win_vs_given", "Better than given"),

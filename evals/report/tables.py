@@ -91,7 +91,8 @@ def further(board: Board) -> Table:
         rows=_board_rows(
             board, names, lambda line: "" if line.micro_f1 is None else f"{100 * line.micro_f1:.1f}", not_run=False
         ),
-        note="Rules broken: blocking rules that an answer breaks. Stability: mean pairwise Jaccard of the answers to "
+        note="Rules broken: blocking rules that an answer breaks. Dose in range: only of answers that state a dose, which "
+        "the search never does. Stability: mean pairwise Jaccard of the answers to "
         "one case over the epochs.",
         wide=True,
     )
