@@ -83,7 +83,7 @@ class Versus(ResultModel):
     ties: int
     losses: int
     smallest_detectable: float | None
-    missing: int
+    missing: tuple[str, ...] = Field(description="cases that only one of the two has; they are in no figure")
 
 
 class ItemRow(ResultModel):
@@ -199,7 +199,7 @@ def summarise(
         regrets=_regrets(runs),
         calibration=calibration_of(lead, seed, draws),
         survival=survival_panel(lead, seed),
-        notes=_notes(lead),
+        notes=(*_notes(lead), *_notes_on_others(runs)),
     )
 
 
@@ -328,8 +328,7 @@ def _versus(runs: Sequence[EvalRun], variant: str, seed: int, draws: int) -> tup
         adjusted = holm({label: pair.p for label, pair in pairs.items()})
         found += [
             Versus(
-                label=label, metric=name, p_holm=adjusted[label], missing=len(pair.missing),
-                **{k: v for k, v in pair._asdict().items() if k != "missing"},
+                label=label, metric=name, p_holm=adjusted[label], **pair._asdict(),
             )
             for label, pair in pairs.items()
         ]  # fmt: skip
@@ -406,6 +405,20 @@ def _regrets(runs: Sequence[EvalRun]) -> dict[str, tuple[float, ...]]:
         if values:
             found[label] = tuple(values[case] for case in sorted(values))
     return found
+
+
+def _notes_on_others(runs: Sequence[EvalRun]) -> list[str]:
+    """Which further runs are not complete, and which cases one of two runs lacks."""
+    notes = []
+    lead = runs[0]
+    for run, _, label in _contestants(runs)[len(lead.contestants) :]:
+        if not run.complete:
+            notes.append(f"The evaluation of {label} is not complete: its figures are of the cases that are finished.")
+        if lacks := sorted(set(lead.case_ids) - set(run.case_ids)):
+            notes.append(f"{label} lacks {len(lacks)} cases of the first evaluation: {', '.join(lacks)}.")
+        if more := sorted(set(run.case_ids) - set(lead.case_ids)):
+            notes.append(f"{label} has {len(more)} cases that the first evaluation lacks: {', '.join(more)}.")
+    return notes
 
 
 def _notes(run: EvalRun) -> tuple[str, ...]:

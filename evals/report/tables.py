@@ -142,6 +142,7 @@ def versus(summary: Summary) -> Table | None:
     """The lead against every other line."""
     if not summary.versus:
         return None
+    missing = [v for v in summary.versus if v.missing]
     rows = []
     for v in summary.versus:
         metric = METRICS[v.metric]
@@ -162,7 +163,8 @@ def versus(summary: Summary) -> Table | None:
         columns=("other", "metric", "difference [95 %]", "p", "p (Holm)", "wins / ties / losses", "n", "detectable"),
         rows=tuple(rows),
         note="Two-sided sign-flip permutation p, exact for 20 cases and fewer; Holm over the lines of a metric. "
-        "Detectable: the smallest true difference that this n would have shown with 80 % power. Less regret is better.",
+        "Detectable: the smallest true difference that this n would have shown with 80 % power. Less regret is better."
+        + "".join(f" In no figure, {METRICS[v.metric].label} of {v.label}: {', '.join(v.missing)}." for v in missing),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,17 @@ def test_a_gate_fails_where_cases_are_missing_or_nothing_was_compared():
     assert failed_gates(found, {"f1": -0.5}) == ["1 cases of A are missing in B."]
     with pytest.raises(InputError, match="metric regret could not be compared"):
         failed_gates(found, {"regret": 0.0})
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_an_evaluation_that_is_not_complete_is_named_and_fails_every_gate(which):
+    a, b = (side([row(str(i), RIGHT) for i in range(3)]) for _ in range(2))
+    broken = replace(a.run, complete=False)
+    found = compare(Side(broken, "own"), b) if which == "A" else compare(a, Side(broken, "own"))
+    assert found.incomplete == (which,)
+    assert f"The evaluation {which} is not complete" in comparison_markdown(found)
+    assert failed_gates(found, {"f1": -0.5}) == [f"The evaluation {which} is not complete."]
+    assert failed_gates(found, {}) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -92,6 +93,20 @@ def test_a_second_run_is_a_line_of_its_own_and_runs_on_other_data_are_refused(ru
         summarise([run, run_of([row("0", RIGHT)], dataset="phantom")])
     with pytest.raises(InputError, match="has no finished case yet"):
         summarise([run_of([])])
+
+
+def test_cases_that_one_of_two_runs_lacks_are_listed_by_name(run):
+    """The lead has the cases 0 to 4; the other lacks 3 and 4, has one of its own, and is not complete."""
+    answers = [row(name, RIGHT, regret=0.0) for name in ("0", "1", "2", "stranger")]
+    other = replace(run_of(answers, name="other", prompts="p2"), complete=False)
+    summary = summarise([run, other], draws=300)
+    assert {v.missing for v in summary.versus if v.label.endswith("[other]")} == {("3", "4", "stranger")}
+    assert {v.missing for v in summary.versus if not v.label.endswith("[other]")} == {()}
+    text = report_markdown(summary)
+    assert "[other]: 3, 4, stranger." in text
+    assert "[other] lacks 2 cases of the first evaluation: 3, 4." in text
+    assert "[other] has 1 cases that the first evaluation lacks: stranger." in text
+    assert "[other] is not complete" in text
 
 
 def test_markdown_and_json_hold_the_same_figures(summary):
