@@ -106,6 +106,8 @@ def _space_of(row: CaseRow, who: str) -> Space | None:
 def _usage_of(row: CaseRow, who: str) -> Usage | None:
     if who == "alone":
         return row.alone_usage
+    if row.status == "failed":  # what it used until then is no effort of an answer, and would make errors look cheap
+        return None
     return row.usage if who in ("own", "fallback") else None
 
 

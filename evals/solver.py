@@ -31,6 +31,7 @@ from agent.trace import Decision, content_hash, read_trace, write_trace
 from evals.answer_cache import in_epoch
 from evals.datasets import EvalCase
 from evals.results import Answer, Limits, NodeUse, SimulatedRisk, Stage, Status, Usage
+from models.errors import MewmError
 from models.protocol import Protocol as TaceProtocol
 from tools.check_rules import judge_protocols
 from tools.rule_facts import SessionFacts, known_agents
@@ -76,7 +77,8 @@ COUNTED = tuple(name for name in NodeUse.model_fields if name != "cost_usd")
 """What adds up over nodes; a cost may be unknown."""
 
 Agent = Callable[[CaseJob], Answer]
-"""What is evaluated: a case in, an answer out. A `MewmError` is a failed case, any other exception a bug."""
+"""What is evaluated: a case in, an answer out. A `MewmError`, or an answer that says ``failed``, is a failed case; any
+other exception is a bug."""
 
 
 class _OneAtATime:
@@ -211,8 +213,11 @@ class PlannerAgent:
     def __call__(self, job: CaseJob) -> Answer:
         """Answer one case.
 
+        Returns:
+            The answer; one that says ``failed`` can be tried again, and holds what was used until it failed.
+
         Raises:
-            MewmError: the case could not be answered; it can be tried again.
+            MewmError: the case could not be begun; it can be tried again.
             RunStopped: `job.stop` was set from outside.
         """
         with self._writing:
@@ -247,8 +252,10 @@ class PlannerAgent:
             except RunStopped:
                 if watch.exceeded is None:
                     raise
+            except MewmError as error:
+                return _ended(job, watch, folder, "failed", str(error))
         if watch.exceeded is not None:  # also by its last step
-            return self._at_limit(job, watch)
+            return _ended(job, watch, folder, "limit", watch.exceeded)
         assert plan is not None  # a run ends with its plan or with an error
         status: Status = "degraded" if plan.degraded else "blocked" if plan.blocked else "answered"
         truth = job.case.truth
@@ -289,8 +296,10 @@ class PlannerAgent:
             except RunStopped:
                 if watch.exceeded is None:
                     raise
+            except MewmError as error:
+                return _ended(job, watch, folder, "failed", str(error))
         if watch.exceeded is not None:
-            return self._at_limit(job, watch)
+            return _ended(job, watch, folder, "limit", watch.exceeded)
         actions = state.actions if state.patient_allowed else None
         status: Status = "degraded" if state.degraded else "answered" if actions is not None else "blocked"
         protocol = None if actions is None else first_allowed(actions.drugs, actions.embolics, state, services)
@@ -356,11 +365,21 @@ class PlannerAgent:
         said = TaceProtocol(drugs=tuple(drugs), embolics=tuple(embolics))
         return {"alone": said, "alone_status": "answered", "alone_usage": usage}
 
-    def _at_limit(self, job: CaseJob, watch: _Watch) -> Answer:
-        return Answer(
-            case_id=job.case.case_id, epoch=job.epoch, status="limit", why=watch.exceeded,
-            usage=usage_of(watch.decisions),
-        )  # fmt: skip
+
+def _ended(job: CaseJob, watch: _Watch, folder: Path, status: Status, why: str) -> Answer:
+    """The empty answer of a case that came to no plan, with what it used and decided until then."""
+    return Answer(
+        case_id=job.case.case_id, epoch=job.epoch, status=status, why=why, usage=usage_of(watch.decisions),
+        trace=_leave_trace(job, watch, folder),
+    )  # fmt: skip
+
+
+def _leave_trace(job: CaseJob, watch: _Watch, folder: Path) -> str | None:
+    """Write what was decided until a case ended; the trace relative to the evaluation, None where nothing was."""
+    if not watch.decisions:
+        return None
+    write_trace(watch.decisions, folder / "trace.jsonl")
+    return (folder / "trace.jsonl").relative_to(job.root).as_posix()
 
 
 class _DescribeRecord:

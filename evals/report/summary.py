@@ -354,11 +354,12 @@ def _items(run: EvalRun, variant: str, formulary: Formulary) -> tuple[ItemRow, .
 
 
 def _by_node(run: EvalRun) -> dict[str, NodeUse]:
-    names = dict.fromkeys(node for row in run.rows for node in row.usage.by_node)
+    rows = [row for row in run.rows if row.status != "failed"]
+    names = dict.fromkeys(node for row in rows for node in row.usage.by_node)
     empty = NodeUse(cost_usd=0.0)
 
     def mean_of(node: str, field: str) -> float | None:
-        values = [getattr(row.usage.by_node.get(node, empty), field) for row in run.rows]
+        values = [getattr(row.usage.by_node.get(node, empty), field) for row in rows]
         return None if None in values else math.fsum(values) / len(values)
 
     return {

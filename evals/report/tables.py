@@ -170,6 +170,7 @@ def versus(summary: Summary) -> Table | None:
 
 def effort(summary: Summary) -> Table:
     """What a case costs, by node."""
+    failed = summary.statuses.get("failed", 0)
     own = summary.boards[0].line("own")
     assert own is not None  # a summary has its lead
     rows = [Row(("one case", *(shown(own.figures.get(name), name) for name in EFFORT)), "own")]
@@ -185,7 +186,8 @@ def effort(summary: Summary) -> Table:
         columns=("where", *(METRICS[name].label for name in EFFORT)),
         rows=tuple(rows),
         note="Answers that came from the cache count their tokens and list price, but no request. Seconds hold waiting "
-        "for other cases, where several run at once.",
+        "for other cases, where several run at once."
+        + (f" {failed} failed answers are left out: they ended before they had cost what one costs." if failed else ""),
     )
 
 

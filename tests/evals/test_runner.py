@@ -21,6 +21,7 @@ from agent.trace import read_trace
 from evals.compare import Side, compare
 from evals.measures import METRICS
 from evals.report.summary import summarise
+from evals.report.tables import effort
 from evals.results import (
     ANSWER,
     CASES,
@@ -392,6 +393,37 @@ def test_failed_cases_are_counted_as_empty_and_tried_again_on_resume(folder):
     assert Counter(case for case, _ in agent.asked) == {"case-1": 1, "case-2": 2, "case-3": 1, "case-4": 1}
 
 
+def test_what_a_failed_case_used_is_no_effort_of_an_answer(tmp_path, folder):
+    """One case of four fails while it simulates: effort is the mean of the three others, and a table says so."""
+
+    class Breaks(FakeWorld):
+        def simulate_tumor(self, case_id, *arguments, **named):
+            if case_id == "case-2":
+                raise CaseError("The scan can't be read.")
+            return super().simulate_tumor(case_id, *arguments, **named)
+
+    def make(run, facts, stop):
+        return fake_services(Breaks(tmp_path / f"{facts.case_id}.log"))(run, facts, stop)
+
+    run = evaluate(folder, PlannerAgent(SETTINGS, shared(make)))
+    assert [row.status for row in run.rows] == ["answered", "failed", "answered", "answered"]
+    broken = run.rows[1]
+    assert broken.why == "The scan can't be read."
+    assert not (folder / CASES / "case-2" / "1" / ANSWER).exists()  # it is tried again
+    assert [d.node for d in read_trace(folder / broken.trace)][:1] == ["load"]
+    assert broken.usage.tool_calls > 0
+    summary = summarise([run], draws=200)
+    figures = summary.boards[0].line("own").figures
+    others = [row for row in run.rows if row is not broken]
+    for name in ("simulations", "tool_calls", "seconds"):
+        assert figures[name].n == 3
+        assert figures[name].mean == pytest.approx(np.mean([getattr(row.usage, name) for row in others]))
+    calls = sum(node.tool_calls for node in summary.by_node.values())
+    assert calls == pytest.approx(figures["tool_calls"].mean)
+    assert "1 failed answers are left out" in effort(summary).note
+    assert figures["f1"].n == 4  # as an answer it is empty, and counts
+
+
 def test_a_bug_is_raised_and_keeps_what_was_finished(folder):
     def broken(job: CaseJob) -> Answer:
         if job.case.case_id == "case-3":
@@ -438,6 +470,8 @@ def test_a_case_at_its_limit_is_an_empty_answer_with_its_reason(tmp_path, folder
     assert all(row.own.protocol is None for row in run.rows)
     if limits.tokens:
         assert run.rows[0].usage.tokens == 510
+    for row in run.rows:  # what it did until then can be looked at
+        assert usage_of(read_trace(folder / row.trace)) == row.usage
 
 
 def test_the_model_alone_is_asked_also_where_the_plan_ended_at_its_limit_and_has_an_effort_of_its_own(tmp_path, folder):
