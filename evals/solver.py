@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +97,26 @@ class _OneAtATime:
 
     def call(self, **arguments: Any) -> Any:
         """Call the tool when it is free."""
-        with self.lock:
+        with _in_turn(self.lock):
             return self.tool.call(**arguments)
+
+
+@contextmanager
+def _in_turn(lock: threading.Lock) -> Iterator[None]:
+    """Hold a lock that other cases share; a case's time limit does not run while it waits for them."""
+    watch = _watch.get()
+    if not lock.acquire(blocking=False):
+        if watch is not None:
+            watch.pause()
+        try:
+            lock.acquire()
+        finally:
+            if watch is not None:
+                watch.go_on()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def shared(make: MakeServices) -> MakeServices:
@@ -106,7 +127,7 @@ def shared(make: MakeServices) -> MakeServices:
         made = make(run, facts, stop)
 
         def publish(plan: Plan) -> dict[str, str]:
-            with lock:
+            with _in_turn(lock):
                 return made.publish(plan)
 
         tools = {name: _OneAtATime(tool, lock) for name, tool in made.tools.items()}
@@ -124,17 +145,31 @@ class _Watch:
         self.decisions: list[Decision] = []
         self.tool_calls = 0
         self.timer: threading.Timer | None = None
+        self.left, self.since = float(limits.seconds or 0), 0.0
 
     def __enter__(self) -> _Watch:
-        if self.limits.seconds is not None:
-            self.timer = threading.Timer(self.limits.seconds, self._end, [f"{self.limits.seconds} s"])
-            self.timer.daemon = True
-            self.timer.start()
+        self._token = _watch.set(self)
+        self.go_on()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.pause()
+        _watch.reset(self._token)
+
+    def go_on(self) -> None:
+        """Let the time run."""
+        if self.limits.seconds is not None:
+            self.since = time.monotonic()
+            self.timer = threading.Timer(max(self.left, 0.0), self._end, [f"{self.limits.seconds} s"])
+            self.timer.daemon = True
+            self.timer.start()
+
+    def pause(self) -> None:
+        """Stop the time: the case waits for others."""
         if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
+            self.left -= time.monotonic() - self.since
 
     def _end(self, limit: str) -> None:
         self.exceeded = f"stopped at the limit of {limit}"
@@ -151,6 +186,10 @@ class _Watch:
             self.tool_calls += 1
             if self.limits.tool_calls is not None and self.tool_calls > self.limits.tool_calls:
                 self._end(f"{self.limits.tool_calls} tool calls")
+
+
+_watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
+"""Watch of the case that this thread works on."""
 
 
 def usage_of(decisions: Sequence[Decision]) -> Usage:

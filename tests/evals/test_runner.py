@@ -474,6 +474,24 @@ def test_a_case_at_its_limit_is_an_empty_answer_with_its_reason(tmp_path, folder
         assert usage_of(read_trace(folder / row.trace)) == row.usage
 
 
+def test_waiting_for_other_cases_is_not_on_the_time_limit(tmp_path, folder):
+    """Three cases share a tool that takes 2.5 s of each: with a limit of 6 s, the last one still comes to its end."""
+
+    class Slow(FakeWorld):
+        def describe_case(self, case_id):
+            time.sleep(2.5)
+            return super().describe_case(case_id)
+
+    def make(run, facts, stop):
+        return fake_services(Slow(tmp_path / f"{facts.case_id}.log"))(run, facts, stop)
+
+    limits = Limits(seconds=6)
+    agent = PlannerAgent(SETTINGS, shared(make), stage="propose", limits=limits)
+    run = evaluate(folder, agent, dataset(3), stage="propose", limits=limits, parallel=3)
+    assert {row.status for row in run.rows} == {"answered"}
+    assert max(row.usage.seconds for row in run.rows) > 6.0  # the last one waited for both others
+
+
 def test_the_model_alone_is_asked_also_where_the_plan_ended_at_its_limit_and_has_an_effort_of_its_own(tmp_path, folder):
     policy = Scripted(("Cisplatin", "Mitomycin"), ("Lipiodol",), 500)
     services, limits = shared(worlds(tmp_path / "logs", policy)), Limits(tool_calls=5)
