@@ -17,8 +17,8 @@ class Metric:
         label: As tables call it.
         lower_is_better: Decides who wins.
         percent: Shown times 100, as in the paper's tables.
-        quality: Takes part in Holm's correction; what is left is effort, stability, and doses, which the search and most
-            baselines never state.
+        quality: Takes part in Holm's correction; what is left is effort, stability, and doses, which the search and
+            most baselines never state.
         digits: Decimals shown.
     """
 

@@ -177,7 +177,9 @@ class Answer(ResultModel):
     usage: Usage = Usage()
     alone: Protocol | None = Field(default=None, description="the vision-language model's own answer, without a plan")
     alone_status: Literal["not_run", "answered", "invalid"] = "not_run"
+    alone_unknown: tuple[str, ...] = Field(default=(), description="names in it that the action set does not hold")
     alone_usage: Usage | None = Field(default=None, description="what that answer used, beside `usage`")
+    alone_trace: str | None = Field(default=None, description="its trace.jsonl, as `trace`")
     trace: str | None = Field(default=None, description="trace.jsonl, relative to the evaluation's folder")
 
 
@@ -199,9 +201,15 @@ class Entry(ResultModel):
     """One contestant's protocol for one case, judged."""
 
     protocol: Protocol | None
+    unknown: tuple[str, ...] = Field(default=(), description="names outside the action set that were answered with it")
     scores: dict[str, ProtocolScore] = Field(description="by gold variant")
     regret: Regret | None = Field(description="None where the truth is not known")
     violations: Violations | None = Field(description="None where there is no protocol")
+
+    @property
+    def said(self) -> Protocol | list[str] | None:
+        """Everything that was answered, as scores take it."""
+        return [*(self.protocol.items if self.protocol else ()), *self.unknown] if self.unknown else self.protocol
 
 
 class BaselineEntry(ResultModel):
@@ -250,6 +258,7 @@ class CaseRow(ResultModel):
     survival: Survival | None
     usage: Usage
     alone_usage: Usage | None = None
+    alone_trace: str | None = None
     trace: str | None
 
 

@@ -31,6 +31,7 @@ from agent.run import MakeServices, Run, RunRecord, case_facts, open_run, start_
 from agent.settings import PlannerSettings
 from agent.state import CaseFacts, PlannerInput, PlannerState
 from agent.trace import Decision, content_hash, read_trace, write_trace
+from evals.alone import ModelAlone
 from evals.answer_cache import in_epoch
 from evals.datasets import EvalCase
 from evals.results import Answer, Limits, NodeUse, SimulatedRisk, Stage, Status, Usage
@@ -356,7 +357,14 @@ class PlannerAgent:
         )
 
     def _until(
-        self, node: str, job: CaseJob, path: Path | None, settings: PlannerSettings, folder: Path, watch: _Watch
+        self,
+        node: str,
+        job: CaseJob,
+        path: Path | None,
+        settings: PlannerSettings,
+        folder: Path,
+        watch: _Watch,
+        asked: Callable[[Services], Services] = lambda services: services,
     ) -> tuple[PlannerState, Services]:
         """Run the planner graph up to and with a node, on the record alone where the case has no image."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -373,7 +381,7 @@ class PlannerAgent:
             created="", case_path="" if path is None else str(path.resolve()), case_id=facts.case_id,
             case_hash=facts.content_hash, settings=settings, goal="",
         )  # fmt: skip
-        services = self.make_services(Run(folder, record), facts, job.stop)
+        services = asked(self.make_services(Run(folder, record), facts, job.stop))
         if path is None:
             stand_ins: tuple[Tool, ...] = (_DescribeRecord(case), _CheckRecord(case))
             policy = services.policy
@@ -391,18 +399,30 @@ class PlannerAgent:
     def _alone(self, job: CaseJob, path: Path | None) -> dict[str, Any]:
         """The language model's own protocol: everything that it names, asked for no more than a protocol may hold."""
         assert self.alone is not None
+        folder, unknown = job.folder / "alone", list[str]()
+
+        def only_the_protocol(services: Services) -> Services:
+            policy = services.policy
+            if not isinstance(policy, LlmPolicy):
+                return services
+            return replace(services, policy=replace(ModelAlone.of(policy), unknown=unknown))
+
         with _Watch(self.limits, job.stop) as watch:
             try:
-                state, _ = self._until("propose", job, path, self.alone, job.folder / "alone", watch)
+                state, _ = self._until("propose", job, path, self.alone, folder, watch, only_the_protocol)
             except RunStopped:
                 if watch.exceeded is None:
                     raise
-        usage = usage_of(watch.decisions)
+        told = {
+            # what the planner does around the one question is none of the model's effort
+            "alone_usage": usage_of([decision for decision in watch.decisions if decision.node == "propose"]),
+            "alone_trace": _leave_trace(job, watch, folder),
+        }
         if watch.exceeded is not None or state.degraded or state.proposal is None:
-            return {"alone": None, "alone_status": "invalid", "alone_usage": usage}
+            return {"alone": None, "alone_status": "invalid", **told}
         drugs, embolics = ([c.item for c in side] for side in (state.proposal.drugs, state.proposal.embolics))
         said = TaceProtocol(drugs=tuple(drugs), embolics=tuple(embolics))
-        return {"alone": said, "alone_status": "answered", "alone_usage": usage}
+        return {"alone": said, "alone_status": "answered", "alone_unknown": tuple(unknown), **told}
 
 
 def _ended(job: CaseJob, watch: _Watch, folder: Path, status: Status, why: str) -> Answer:

@@ -47,10 +47,11 @@ def write_reports(
 def _linked_from(summary: Summary, lead: Path, target: Path) -> Summary:
     """The same summary with traces named relative to the folder that the reports go to."""
     way = Path(os.path.relpath(lead.resolve(), target.resolve()))
-    cases = [
-        case if case.trace is None else case.model_copy(update={"trace": (way / case.trace).as_posix()})
-        for case in summary.cases
-    ]
+    cases = []
+    for case in summary.cases:
+        traces = {"trace": case.trace, "alone_trace": case.alone_trace}
+        there = {name: (way / trace).as_posix() for name, trace in traces.items() if trace is not None}
+        cases.append(case.model_copy(update=there))
     return summary.model_copy(update={"cases": tuple(cases)})
 
 

@@ -17,7 +17,7 @@ from evals.measures import METRICS, metric_value, per_case
 from evals.metrics import item_counts, micro_f1
 from evals.report.calibration import Calibration, calibration_of
 from evals.report.survival import SurvivalPanel, survival_panel
-from evals.results import STATUS_TEXT, EvalRun, NodeUse, ResultModel, RunSpec, Status
+from evals.results import STATUS_TEXT, Entry, EvalRun, NodeUse, ResultModel, RunSpec, Status
 from evals.statistics import bootstrap_mean, holm, paired_difference
 from models.errors import InputError
 from models.formulary import Formulary
@@ -54,6 +54,7 @@ class Line(ResultModel):
     empty: int = Field(description="answers that are missing, invalid or do not count")
     answers: int = Field(description="answers in all epochs")
     n: int = Field(description="cases")
+    unknown: int = Field(default=0, description="names outside the action set, over all answers")
     not_run: str | None = None
 
 
@@ -120,6 +121,8 @@ class CaseLine(ResultModel):
     cost_usd: float | None
     seconds: float
     trace: str | None
+    alone: str | None = Field(default=None, description="what the vision-language model alone answered")
+    alone_trace: str | None = None
 
 
 class Reach(ResultModel):
@@ -270,7 +273,7 @@ def _lines(
             if (figure := _figure(per_case(run, mine, name, variant), seed, draws)) is not None
         }
         entries = run.entries(mine, variant)
-        pairs = [(entry.protocol, row.gold[variant]) for row, entry in entries if variant in row.gold]
+        pairs = [(entry.said, row.gold[variant]) for row, entry in entries if variant in row.gold]
         lines.append(
             Line(
                 who=who,
@@ -281,6 +284,7 @@ def _lines(
                 empty=sum(entry.protocol is None for _, entry in entries),
                 answers=len(entries),
                 n=len({row.case_id for row, _ in entries}),
+                unknown=sum(len(e.scores[variant].unknown_items) for _, e in entries if variant in e.scores),
             )
         )
     there = {line.who for line in lines}
@@ -393,9 +397,18 @@ def _case_lines(run: EvalRun) -> list[CaseLine]:
                 cost_usd=row.usage.cost_usd,
                 seconds=row.usage.seconds,
                 trace=row.trace,
+                alone=_alone_text(row.alone),
+                alone_trace=row.alone_trace,
             )
         )
     return lines
+
+
+def _alone_text(entry: Entry | None) -> str | None:
+    if entry is None:
+        return None
+    key = entry.protocol.key if entry.protocol is not None else "none"
+    return f"{key}, and unknown: {', '.join(entry.unknown)}" if entry.unknown else key
 
 
 def _regrets(runs: Sequence[EvalRun]) -> dict[str, tuple[float, ...]]:
