@@ -15,12 +15,14 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from agent.cli.main import app
+from agent.trace import read_trace
 from evals.cli import GATE
 from evals.datasets import NAMES, load_dataset
 from evals.report.summary import Summary
 from evals.results import read_run
 from models.formulary import Formulary
 from prompts.loader import prompt_root
+from prompts.sets import load_prompt_set
 from tests.agent.fake_tools import make_case
 from tests.agent.llm_script import choices, outside_fences, script, unknown, write_backends
 from tests.agent.loopback import LoopbackServer, error
@@ -107,6 +109,14 @@ def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt
     # The model alone, with the paper's prompts: Raltitrexed | Lipiodol, half of every gold.
     assert first.boards[0].line("alone").figures["f1"].mean == pytest.approx(0.5)
 
+    # The model alone was asked once a case at most, and for its protocol only.
+    assert 0 < first.boards[0].line("alone").figures["requests"].mean <= 1.0
+    run = read_run(tmp_path / "a")
+    assert {d.node for row in run.rows for d in read_trace(tmp_path / "a" / row.alone_trace) if d.requests} == {
+        "propose"
+    }
+    assert run.spec.conditions["prompts of the model alone"] == load_prompt_set("paper-vlm-in-house").content_hash
+
     found = json.loads(mewm("compare", tmp_path / "a", tmp_path / "b", "--json").stdout)
     difference = next(d for d in found["differences"] if d["metric"] == "f1")
     # By hand: three cases lose half, one gains half. Of 16 sign patterns 10 have a mean as far from 0.
@@ -132,6 +142,31 @@ def test_a_backend_that_is_down_gives_empty_answers_and_the_fallback_beside_them
     assert fallback.figures["f1"].mean > 0.0
     assert summary.boards[0].line("alone").empty == 2
     assert "counted as no answer" in " ".join(summary.notes)
+
+
+def test_a_name_that_nothing_knows_counts_against_the_model_alone_and_is_not_asked_about_again(
+    own, tmp_path, monkeypatch
+):
+    """Cisplatin, Wonderdrug and Lipiodol: precision 2/3 where gold is Cisplatin | Lipiodol, one request a case."""
+
+    def said(request):
+        drugs = (
+            ("Cisplatin", "Wonderdrug") if "radiation oncologist" in outside_fences(request.text) else ("Cisplatin",)
+        )
+        return {"drugs": choices(*drugs), "embolics": choices("Lipiodol"), "reserve_drugs": [], "reserve_embolics": []}
+
+    with LoopbackServer(script(Observation=OBSERVATION, Proposal=said)) as server:
+        monkeypatch.setenv("MEWM_BACKENDS", str(write_backends(tmp_path / "mine.yaml", {"mine": server.entry()})))
+        result = run_with(server, own, tmp_path / "run", tmp_path / "cache", "--limit", 3)
+    summary = Summary.model_validate_json(result.stdout)
+    line = summary.boards[0].line("alone")
+    assert line.figures["precision"].mean == pytest.approx(2 / 3)
+    assert line.figures["f1"].mean == pytest.approx(4 / 5)
+    assert line.micro_f1 == pytest.approx(4 / 5)
+    assert (line.empty, line.unknown) == (0, 3)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "Names outside the action set, each a false positive: VLM alone, the paper's prompts 3." in report
+    assert "unknown: Wonderdrug](cases/patient-0/1/alone/trace.jsonl)" in report
 
 
 @pytest.fixture(scope="module")
