@@ -114,8 +114,7 @@ def compare(a: Side, b: Side, *, variant: str | None = None, seed: int = 0, draw
     raw: list[tuple[Metric, Mapping[str, float], Mapping[str, float]]] = []
     left_out = []
     for metric in METRICS.values():
-        values_a = per_case(a.run, a.who, metric.name, variant)
-        values_b = per_case(b.run, b.who, metric.name, variant)
+        values_a, values_b = (per_case(s.run, s.who, metric.name, variant, ids_a & ids_b) for s in (a, b))
         common = values_a.keys() & values_b.keys()
         if len(common) >= 2:
             raw.append((metric, values_a, values_b))
