@@ -164,6 +164,14 @@ class SimulatedRisk(ResultModel):
     true: float | None = None
 
 
+class RiskCurve(ResultModel):
+    """The plan's survival curve at one log-risk; those at other log-risks follow from it (proportional hazards)."""
+
+    log_risk: float
+    months: tuple[float, ...]
+    survival: tuple[float, ...]
+
+
 class Answer(ResultModel):
     """What the agent answered to one case in one epoch; kept as `answer.json`, so that it is asked once."""
 
@@ -174,6 +182,7 @@ class Answer(ResultModel):
     protocol: Protocol | None = Field(default=None, description="as answered, also where it does not count")
     space: tuple[str, ...] | None = Field(default=None, description="agents that the policy found worth trying")
     risks: tuple[SimulatedRisk, ...] = ()
+    curve: RiskCurve | None = Field(default=None, description="of the chosen protocol; None without a baseline")
     usage: Usage = Usage()
     alone: Protocol | None = Field(default=None, description="the vision-language model's own answer, without a plan")
     alone_status: Literal["not_run", "answered", "invalid"] = "not_run"
@@ -255,6 +264,7 @@ class CaseRow(ResultModel):
     space: Space | None = Field(description="what counts: empty where the backend or the run failed")
     fallback_space: Space | None = Field(default=None, description="the action space of a degraded plan")
     risks: tuple[SimulatedRisk, ...]
+    curve: RiskCurve | None = None
     survival: Survival | None
     usage: Usage
     alone_usage: Usage | None = None

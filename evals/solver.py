@@ -34,7 +34,7 @@ from agent.trace import Decision, content_hash, read_trace, write_trace
 from evals.alone import ModelAlone
 from evals.answer_cache import in_epoch
 from evals.datasets import EvalCase
-from evals.results import Answer, Limits, NodeUse, SimulatedRisk, Stage, Status, Usage
+from evals.results import Answer, Limits, NodeUse, RiskCurve, SimulatedRisk, Stage, Status, Usage
 from models.errors import MewmError
 from models.protocol import Protocol as TaceProtocol
 from tools.check_rules import judge_protocols
@@ -316,6 +316,7 @@ class PlannerAgent:
                 for a in plan.assessed
                 if a.complete and a.allowed
             ),
+            curve=_curve(plan),
             usage=usage_of(read_trace(folder / "trace.jsonl")),
             trace=(folder / "trace.jsonl").relative_to(job.root).as_posix(),
         )
@@ -507,6 +508,15 @@ def first_allowed(
 def _true_risk(truth: Any, protocol: TaceProtocol) -> float | None:
     index = None if truth is None else truth.place(protocol)
     return None if index is None else float(truth.log_hazard[index])
+
+
+def _curve(plan: Plan) -> RiskCurve | None:
+    if plan.chosen is None or plan.chosen.survival is None:
+        return None
+    drawn = plan.chosen.survival
+    return RiskCurve(
+        log_risk=plan.chosen.assessed.log_risk.mean, months=drawn.times_months, survival=drawn.survival
+    )  # fmt: skip
 
 
 def _blocked_why(plan: Plan) -> str:

@@ -67,6 +67,8 @@ def report_html(summary: Summary) -> str:
     panel = summary.survival
     groups = (("lower simulated risk", panel.lower), ("higher", panel.higher)) if panel else ()
     curves = [Curve(name, c.months, c.values, c.low, c.high, c.at_risk) for name, c in groups]
+    groups = (("lower simulated risk", panel.lower_hazard), ("higher", panel.higher_hazard)) if panel else ()
+    hazards = [Curve(name, c.months, c.values, c.low, c.high, c.at_risk) for name, c in groups]
     return render_page(
         "report.html.j2",
         summary=summary,
@@ -90,6 +92,7 @@ def report_html(summary: Summary) -> str:
         ),
         calibration=calibration_text(summary.calibration) if summary.calibration else "",
         survival_svg=Markup(survival_svg(curves)),
+        hazard_svg=Markup(survival_svg(hazards, hazard=True)),
         survival=survival_text(panel) if panel else "",
     )
 
