@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,9 @@ from evals.results import (
 )
 from evals.runner import run_evaluation
 from evals.solver import CaseJob, PlannerAgent, shared, usage_of
+from models.clinical_record import ClinicalRecord
 from models.errors import CaseError, RunError
-from models.protocol import Protocol
+from models.protocol import Dose, Protocol
 from tests.agent.fake_tools import FakeWorld, fake_services
 from tests.evals.fake_dataset import SETTINGS, SPACE, FakeCase, Says, dataset, protocol, spec
 
@@ -182,7 +184,7 @@ def test_a_broken_agent_lands_where_theory_says_in_every_metric(folder, answer):
         figures = board.line("own").figures
         expected = [by_hand(answer, case.gold[board.variant], case) for case in data.cases]
         known = {name for name, metric in METRICS.items() if metric.quality or name == "stability"} & set(figures)
-        # no gold of this dataset has a dose, and the agent proposes no action space
+        # no gold of this dataset has a dose, and the agent proposes no action space; of those see below
         # of random: a ratio of means, so that no case in which all protocols are near ties rules it
         random = np.mean([one.pop("random") for one in expected])
         assert known == set(expected[0]), board.variant
@@ -195,6 +197,59 @@ def test_a_broken_agent_lands_where_theory_says_in_every_metric(folder, answer):
             for case in data.cases
         ), strict=True))  # fmt: skip
         assert board.line("own").micro_f1 == pytest.approx(2 * hits / (said + wanted))
+
+
+def test_a_full_protocol_that_the_rules_block_counts_as_the_worst_and_scores_as_what_it_names(folder):
+    """No anthracycline with a weak heart: Doxorubicin | Lipiodol is complete, within the horizons, and blocked."""
+    record = ClinicalRecord(lvef_percent=40.0)
+    cases = tuple(FakeCase(f"case-{index}", record=record) for index in range(1, 5))
+    data = replace(dataset(4), cases=cases, pool=cases)
+    run = evaluate(folder, Says(CONSTANT), data)
+    for row in run.rows:
+        assert row.own.violations.blocking == ("P17",)
+        assert (row.own.regret.of_range, row.own.regret.allowed) == (1.0, False)
+    figures = summarise([run], draws=200).boards[0].line("own").figures
+    expected = [by_hand(CONSTANT, case.gold["best"], case) for case in cases]
+    for name in ("f1", "jaccard", "precision", "recall", "regret", "win_vs_given", "violations"):
+        assert figures[name].mean == pytest.approx(np.mean([one[name] for one in expected])), name
+    assert figures["violations"].mean == 1.0
+
+
+DOSED = Protocol(
+    drugs=("Cisplatin", "Doxorubicin"), embolics=("Lipiodol",),
+    doses=(("Cisplatin", Dose(amount=50, unit="mg")), ("Doxorubicin", Dose(amount=60, unit="mg"))),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "space", "doses"),
+    [
+        (None, (), None),
+        (CONSTANT, ("Doxorubicin", "Lipiodol"), None),  # states no dose: not judged
+        (EVERYTHING, EVERYTHING.items, None),
+        (DOSED, DOSED.items, 1.0),
+        # Doxorubicin is 50 to 75 mg in the formulary
+        (DOSED.model_copy(update={"doses": (DOSED.doses[0], ("Doxorubicin", Dose(amount=500, unit="mg")))}), (), 0.5),
+    ],
+    ids=["empty", "constant", "everything", "gold", "overdosed"],
+)
+def test_doses_and_action_spaces_of_broken_agents(folder, said, space, doses):
+    class Dosed(FakeCase):
+        @property
+        def gold(self):
+            return {"best": DOSED, "with_oil": DOSED}
+
+    class Spaced(Says):
+        def __call__(self, job):
+            return super().__call__(job).model_copy(update={"space": space})
+
+    cases = tuple(Dosed(f"case-{index}") for index in range(1, 4))
+    run = evaluate(folder, Spaced(said), replace(dataset(3), cases=cases, pool=cases))
+    figures = summarise([run], draws=200).boards[0].line("own").figures
+    assert (figures["dose_within"].mean if "dose_within" in figures else None) == doses
+    assert figures["gold_recall"].mean == pytest.approx(len(set(space) & set(DOSED.items)) / 3)
+    best = [set(case.truth.best.items) for case in cases]
+    assert figures["best_recall"].mean == pytest.approx(np.mean([len(set(space) & one) / len(one) for one in best]))
 
 
 # ------------------------------------------------------------------------------------- the planner as the agent
@@ -352,6 +407,12 @@ def test_a_killed_evaluation_goes_on_asks_no_finished_case_and_equals_an_unbroke
     one, two = (summarise([r], draws=200) for r in (run, unbroken))
     assert one.boards[0].line("own").figures["f1"] == two.boards[0].line("own").figures["f1"]
     assert one.versus == two.versus
+    drop = {"by_node": True, "cases": {"__all__": {"seconds", "trace"}}}
+    for summary in (one, two):
+        for board in summary.boards:
+            for line in board.lines:
+                line.figures.pop("seconds", None)
+    assert one.model_dump(exclude=drop) == two.model_dump(exclude=drop)
     assert len(list((folder / "logs").glob("*.eval"))) == 1  # the broken attempt's log is superseded
 
 
