@@ -438,6 +438,7 @@ def _leave_trace(job: CaseJob, watch: _Watch, folder: Path) -> str | None:
     """Write what was decided until a case ended; the trace relative to the evaluation, None where nothing was."""
     if not watch.decisions:
         return None
+    folder.mkdir(parents=True, exist_ok=True)  # a run that failed before it simulated takes its folder back
     write_trace(watch.decisions, folder / "trace.jsonl")
     return (folder / "trace.jsonl").relative_to(job.root).as_posix()
 
