@@ -394,7 +394,8 @@ def bundle(
     found = read_run(folder)
     write_reports([found])
     bundle_log_dir(str(folder / LOGS), str(out))
-    traces = [row.trace for row in found.rows if row.trace is not None and (folder / row.trace).is_file()]
+    linked = [trace for row in found.rows for trace in (row.trace, row.alone_trace)]
+    traces = [trace for trace in linked if trace is not None and (folder / trace).is_file()]
     for name in (*NAMES, *traces):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, out / name)

@@ -46,7 +46,7 @@ class Difference(ResultModel):
     low: float
     high: float
     p: float
-    p_holm: float | None = Field(description="adjusted over the quality metrics; None for effort")
+    p_holm: float | None = Field(description="adjusted over the quality metrics; None for the others")
     n: int
     wins: int = Field(description="cases in which B is better")
     ties: int
@@ -65,6 +65,7 @@ class Comparison(ResultModel):
     n_b: int
     missing_in_a: tuple[str, ...]
     missing_in_b: tuple[str, ...]
+    incomplete: tuple[str, ...] = Field(description="A and B, where that evaluation has no finished log")
     settings: tuple[str, ...] = Field(description="what differs between the two runs")
     differences: tuple[Difference, ...]
     not_compared: tuple[str, ...] = Field(description="metrics that fewer than two common cases have")
@@ -113,8 +114,7 @@ def compare(a: Side, b: Side, *, variant: str | None = None, seed: int = 0, draw
     raw: list[tuple[Metric, Mapping[str, float], Mapping[str, float]]] = []
     left_out = []
     for metric in METRICS.values():
-        values_a = per_case(a.run, a.who, metric.name, variant)
-        values_b = per_case(b.run, b.who, metric.name, variant)
+        values_a, values_b = (per_case(s.run, s.who, metric.name, variant, ids_a & ids_b) for s in (a, b))
         common = values_a.keys() & values_b.keys()
         if len(common) >= 2:
             raw.append((metric, values_a, values_b))
@@ -148,6 +148,7 @@ def compare(a: Side, b: Side, *, variant: str | None = None, seed: int = 0, draw
         n_b=len(ids_b),
         missing_in_a=tuple(sorted(ids_b - ids_a)),
         missing_in_b=tuple(sorted(ids_a - ids_b)),
+        incomplete=tuple(name for name, side in (("A", a), ("B", b)) if not side.run.complete),
         settings=tuple(a.run.spec.differences(b.run.spec)),
         differences=tuple(differences),
         not_compared=tuple(left_out),
@@ -213,8 +214,8 @@ def failed_gates(comparison: Comparison, gates: Mapping[str, float]) -> list[str
     """The gates that B does not pass, as sentences. A gate bounds the gain of B over A: positive is better for B.
 
     For metrics of which less is better (regret, cost) the gain is A minus B, so that one rule reads alike for all:
-    ``regret=-0.02`` allows B a regret up to 0.02 above that of A. Missing cases fail every gate, because a run that
-    leaves out its hard cases must not pass.
+    ``regret=-0.02`` allows B a regret up to 0.02 above that of A. Missing cases and an evaluation that is not complete
+    fail every gate, because a run that leaves out its hard cases must not pass.
 
     Raises:
         InputError: a gated metric could not be compared.
@@ -230,6 +231,8 @@ def failed_gates(comparison: Comparison, gates: Mapping[str, float]) -> list[str
                              f"(n = {found.n}), the gate asks for a gain of at least {bound:+.4f}.")  # fmt: skip
     if gates and comparison.missing_in_b:
         sentences.append(f"{len(comparison.missing_in_b)} cases of A are missing in B.")
+    if gates:
+        sentences += [f"The evaluation {name} is not complete." for name in comparison.incomplete]
     return sentences
 
 
@@ -265,6 +268,10 @@ def comparison_markdown(found: Comparison) -> str:
             f"{adjusted} | {d.wins} / {d.ties} / {d.losses} | {d.n} | {least} |"
         )
     lines.append("")
+    lines += [
+        f"The evaluation {name} is not complete: figures are of the cases that are finished."
+        for name in found.incomplete
+    ]
     for name, ids in (("A", found.missing_in_a), ("B", found.missing_in_b)):
         if ids:
             lines.append(f"Missing in {name} ({len(ids)}), not in any figure: {', '.join(ids)}.")

@@ -36,8 +36,8 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, sea
     keys = list({protocol.key: protocol for protocol in asked if protocol is not None}.values())
     rules = judge_protocols(case.case_id, case.facts, keys, case.space.profile, search.strict, "complete")
 
-    def entry(protocol: Protocol | None, variant: str | None = None) -> Entry:
-        return _entry(case, protocol, rules, variant)
+    def entry(protocol: Protocol | None, variant: str | None = None, unknown: tuple[str, ...] = ()) -> Entry:
+        return _entry(case, protocol, rules, variant, unknown)
 
     horizons, actions = (search.drug_horizon, search.embolic_horizon), Formulary.load(search.actions)
     truth = case.truth
@@ -53,7 +53,7 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, sea
         reachable={name: reachable(gold, rules, horizons, actions) for name, gold in case.gold.items()},
         own=entry(own),
         fallback=entry(answer.protocol) if answer.status == "degraded" else None,
-        alone=None if answer.alone_status == "not_run" else entry(answer.alone),
+        alone=None if answer.alone_status == "not_run" else entry(answer.alone, unknown=answer.alone_unknown),
         baselines={
             name: BaselineEntry(
                 label=found.label, by_variant={v: entry(protocol, v) for v, protocol in found.protocols.items()}
@@ -64,20 +64,27 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, sea
         space=None if proposed is None else _space(case, proposed),
         fallback_space=_space(case, answer.space) if answer.status == "degraded" and answer.space is not None else None,
         risks=answer.risks,
+        curve=answer.curve,
         survival=None if case.survival is None else Survival(**case.survival._asdict()),
         usage=answer.usage,
         alone_usage=answer.alone_usage,
+        alone_trace=answer.alone_trace,
         trace=answer.trace,
     )
 
 
-def _entry(case: EvalCase, protocol: Protocol | None, rules: CheckRulesResult, variant: str | None) -> Entry:
+def _entry(
+    case: EvalCase, protocol: Protocol | None, rules: CheckRulesResult, variant: str | None, unknown: tuple[str, ...]
+) -> Entry:
     formulary = case.space.formulary
     golds = {name: gold for name, gold in case.gold.items() if variant in (None, name)}
+    said = [*(protocol.items if protocol else ()), *unknown] if unknown else protocol
     return Entry(
         protocol=protocol,
-        scores={name: score_protocol(protocol, gold, formulary) for name, gold in golds.items()},
-        regret=None if case.truth is None else case.truth.judge(protocol),
+        unknown=unknown,
+        scores={name: score_protocol(said, gold, formulary) for name, gold in golds.items()},
+        # nobody can give an agent that nothing knows: a missing choice
+        regret=None if case.truth is None else case.truth.judge(None if unknown else protocol),
         violations=None if protocol is None else violations(protocol, rules),
     )
 

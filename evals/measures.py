@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from evals.metrics import stability
@@ -17,7 +18,8 @@ class Metric:
         label: As tables call it.
         lower_is_better: Decides who wins.
         percent: Shown times 100, as in the paper's tables.
-        quality: Takes part in Holm's correction; what is left is effort.
+        quality: Takes part in Holm's correction; what is left is effort, stability, and doses, which the search and
+            most baselines never state.
         digits: Decimals shown.
     """
 
@@ -29,6 +31,7 @@ class Metric:
     digits: int = 1
 
 
+OF_RANDOM = "regret_of_random"
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -40,9 +43,9 @@ METRICS: dict[str, Metric] = {
         Metric("drug_f1", "Drug F1"),
         Metric("embolic_f1", "Embolic F1"),
         Metric("class_f1", "Class F1"),
-        Metric("dose_within", "Dose in range"),
+        Metric("dose_within", "Dose in range", quality=False),
         Metric("regret", "Regret (of range)", lower_is_better=True, percent=False, digits=3),
-        Metric("regret_of_random", "Regret (of random)", lower_is_better=True, percent=False, digits=3),
+        Metric(OF_RANDOM, "Regret (of random)", lower_is_better=True, percent=False, digits=3),
         Metric("win_vs_given", "Better than given"),
         Metric("violations", "Rules broken", lower_is_better=True, percent=False, digits=2),
         Metric("gold_recall", "Gold in the action space"),
@@ -68,7 +71,8 @@ def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, who: str
     Args:
         row: The case.
         entry: A contestant's entry in it.
-        metric: Name in `METRICS`, ``stability`` apart, which belongs to all epochs of a case (`per_case`).
+        metric: Name in `METRICS`, apart from ``stability`` and ``regret_of_random``, which belong to several rows
+            (`per_case`).
         variant: Gold variant.
         who: Whose entry it is: effort and action space are known of the agent and of its fallback, effort of the
             vision-language model alone, neither of a baseline.
@@ -77,11 +81,10 @@ def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, who: str
         score = entry.scores.get(variant)
         value = None if score is None else getattr(score, metric)
         return None if value is None else float(value)
-    if metric in ("regret", "regret_of_random", "win_vs_given"):
+    if metric in ("regret", "win_vs_given"):
         if entry.regret is None:
             return None
-        field = {"regret": "of_range", "regret_of_random": "of_random", "win_vs_given": "win_vs_given"}[metric]
-        value = getattr(entry.regret, field)
+        value = getattr(entry.regret, {"regret": "of_range", "win_vs_given": "win_vs_given"}[metric])
         return None if value is None else float(value)
     if metric == "violations":
         return float(entry.violations.count) if entry.violations is not None else 0.0
@@ -105,22 +108,51 @@ def _space_of(row: CaseRow, who: str) -> Space | None:
 def _usage_of(row: CaseRow, who: str) -> Usage | None:
     if who == "alone":
         return row.alone_usage
+    if row.status == "failed":  # what it used until then is no effort of an answer, and would make errors look cheap
+        return None
     return row.usage if who in ("own", "fallback") else None
 
 
-def per_case(run: EvalRun, who: str, metric: str, variant: str) -> dict[str, float]:
-    """Case id -> value, averaged over the epochs of a case; cases without a value are left out."""
+def per_case(
+    run: EvalRun, who: str, metric: str, variant: str, among: Collection[str] | None = None
+) -> dict[str, float]:
+    """Case id -> value, averaged over the epochs of a case; cases without a value are left out.
+
+    ``regret_of_random`` is a ratio of means: what the choice lost in a case, in units of what a random allowed protocol
+    loses in the mean case. A mean of ratios would be ruled by the patients for whom all protocols do nearly the same.
+
+    Args:
+        run: The evaluation.
+        who: The contestant.
+        metric: Name in `METRICS`.
+        variant: Gold variant.
+        among: Cases over which that unit is taken: those in common, where two runs are compared; None: all.
+    """
     by_case: dict[str, list[tuple[CaseRow, Entry]]] = {}
     for row, entry in run.entries(who, variant):
         by_case.setdefault(row.case_id, []).append((row, entry))
+    unit = _random_loss(by_case, among) if metric == OF_RANDOM else 1.0
     values: dict[str, float] = {}
     for case_id, found in by_case.items():
         if metric == "stability":
             agreement = stability([entry.protocol for _, entry in found])
             numbers = [] if agreement is None else [agreement]
+        elif metric == OF_RANDOM:
+            judged = [entry.regret for _, entry in found if entry.regret is not None]
+            numbers = [(one.true_risk - one.best) / unit for one in judged]
         else:
             several = (metric_value(row, entry, metric, variant, who) for row, entry in found)
             numbers = [number for number in several if number is not None]
         if numbers:
             values[case_id] = sum(numbers) / len(numbers)
     return values
+
+
+def _random_loss(by_case: Mapping[str, Sequence[tuple[CaseRow, Entry]]], among: Collection[str] | None) -> float:
+    """What a random allowed protocol loses against the best one, mean over cases; 1 where nothing can be lost."""
+    lost = []
+    for case_id, found in by_case.items():
+        judged = next((entry.regret for _, entry in found if entry.regret is not None), None)
+        if judged is not None and (among is None or case_id in among):
+            lost.append(judged.random_mean - judged.best)
+    return (sum(lost) / len(lost) if lost else 0.0) or 1.0

@@ -41,7 +41,8 @@ class ProtocolScore(BaseModel):
     class_f1: float = Field(description="F1 over classes: any platinum is a platinum")
     dose_within: float | None = Field(
         description="Share of the agents that gold doses whose answered dose lies in the formulary's range; None where "
-        "gold has no dose that a range is known for"
+        "gold has no dose that a range is known for, and where the answer states no dose: a choice of agents only is "
+        "not judged by doses"
     )
     unknown_items: tuple[str, ...] = Field(description="Answered agents outside the action set, each once")
     invalid: bool = Field(description="There was no valid answer")
@@ -179,6 +180,8 @@ def score_protocol(answer: Answer, gold: Protocol, formulary: Formulary) -> Prot
 
 
 def _dose_within(read: _Read, gold: Protocol, formulary: Formulary) -> float | None:
+    if not read.doses:
+        return None
     inside: list[bool] = []
     for name, _ in gold.doses:
         item = formulary.item(name)

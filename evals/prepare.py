@@ -123,7 +123,8 @@ def prepare(
         WeightsError: weights missing or damaged.
     """
     if dataset is None:
-        dataset = load_dataset(name, seed=seed, limit=limit, tier=tier, data=data, clinical=clinical)
+        dataset = load_dataset(name, seed=seed, limit=limit, tier=tier, data=data, clinical=clinical,
+                               strict=bool((planner or {}).get("strict")))  # fmt: skip
     no_image = 0
     if stage == "plan":
         dataset, no_image = _with_images(dataset, limit)
@@ -137,7 +138,7 @@ def prepare(
         if asked is not None:
             make_policy(asked, _no_case)  # refuses a backend, a key or a prompt set before any case is asked
     world = _World(settings, weights, parts_off, stage, keep=keep)
-    conditions = _conditions(dataset, settings, world.conditions() if stage == "plan" else None)
+    conditions = _conditions(dataset, settings, alone, world.conditions() if stage == "plan" else None)
     spec = RunSpec(
         created=datetime.now(UTC).isoformat(timespec="seconds"), dataset=name, dataset_version=dataset.version,
         dataset_hash=dataset.content_hash, data_origin=dataset.origin, actions=dataset.space.actions, rows=dataset.rows,
@@ -251,12 +252,16 @@ def _prompts_hash(settings: PlannerSettings) -> str | None:
     return load_prompt_set(settings.prompts).content_hash
 
 
-def _conditions(dataset: Dataset, settings: PlannerSettings, world: Conditions | None) -> dict[str, str]:
+def _conditions(
+    dataset: Dataset, settings: PlannerSettings, alone: PlannerSettings | None, world: Conditions | None
+) -> dict[str, str]:
     found = {"rules": rules_hash(), "formulary": dataset.formulary.content_hash}
     if world is not None:
         found |= world.model_dump(exclude={"rules_hash"})
     # every plan asks the embedded policy where a language model fails, so it belongs to the conditions of all
     found["embedded policy"] = content_hash(load_knowledge())
+    if alone is not None:
+        found["prompts of the model alone"] = _prompts_hash(alone) or ""
     if settings.policy_llm is not None:
         from agent.backends import load_backends, resolve_chain
 

@@ -106,9 +106,10 @@ def _dataset_cases(run: EvalRun) -> dict[str, EvalCase]:
     data = load_dataset(
         spec.dataset, seed=spec.seed, limit=spec.limit, tier=spec.tier,
         data=None if spec.data is None else Path(spec.data),
-        clinical=None if spec.clinical is None else Path(spec.clinical),
+        clinical=None if spec.clinical is None else Path(spec.clinical), strict=spec.settings.strict,
     )  # fmt: skip
-    return {case.case_id: case for case in data.cases}
+    # a run of stage `plan` counts its limit over the cases with images: they may lie beyond the dataset's first rows
+    return {case.case_id: case for case in data.pool}
 
 
 def _shown(name: str, row: CaseRow, case: EvalCase, folder: Path) -> dict[str, object]:

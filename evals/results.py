@@ -164,6 +164,14 @@ class SimulatedRisk(ResultModel):
     true: float | None = None
 
 
+class RiskCurve(ResultModel):
+    """The plan's survival curve at one log-risk; those at other log-risks follow from it (proportional hazards)."""
+
+    log_risk: float
+    months: tuple[float, ...]
+    survival: tuple[float, ...]
+
+
 class Answer(ResultModel):
     """What the agent answered to one case in one epoch; kept as `answer.json`, so that it is asked once."""
 
@@ -174,10 +182,13 @@ class Answer(ResultModel):
     protocol: Protocol | None = Field(default=None, description="as answered, also where it does not count")
     space: tuple[str, ...] | None = Field(default=None, description="agents that the policy found worth trying")
     risks: tuple[SimulatedRisk, ...] = ()
+    curve: RiskCurve | None = Field(default=None, description="of the chosen protocol; None without a baseline")
     usage: Usage = Usage()
     alone: Protocol | None = Field(default=None, description="the vision-language model's own answer, without a plan")
     alone_status: Literal["not_run", "answered", "invalid"] = "not_run"
+    alone_unknown: tuple[str, ...] = Field(default=(), description="names in it that the action set does not hold")
     alone_usage: Usage | None = Field(default=None, description="what that answer used, beside `usage`")
+    alone_trace: str | None = Field(default=None, description="its trace.jsonl, as `trace`")
     trace: str | None = Field(default=None, description="trace.jsonl, relative to the evaluation's folder")
 
 
@@ -199,9 +210,15 @@ class Entry(ResultModel):
     """One contestant's protocol for one case, judged."""
 
     protocol: Protocol | None
+    unknown: tuple[str, ...] = Field(default=(), description="names outside the action set that were answered with it")
     scores: dict[str, ProtocolScore] = Field(description="by gold variant")
     regret: Regret | None = Field(description="None where the truth is not known")
     violations: Violations | None = Field(description="None where there is no protocol")
+
+    @property
+    def said(self) -> Protocol | list[str] | None:
+        """Everything that was answered, as scores take it."""
+        return [*(self.protocol.items if self.protocol else ()), *self.unknown] if self.unknown else self.protocol
 
 
 class BaselineEntry(ResultModel):
@@ -247,9 +264,11 @@ class CaseRow(ResultModel):
     space: Space | None = Field(description="what counts: empty where the backend or the run failed")
     fallback_space: Space | None = Field(default=None, description="the action space of a degraded plan")
     risks: tuple[SimulatedRisk, ...]
+    curve: RiskCurve | None = None
     survival: Survival | None
     usage: Usage
     alone_usage: Usage | None = None
+    alone_trace: str | None = None
     trace: str | None
 
 

@@ -115,7 +115,7 @@ class Session:
             raise
         except MewmError as exc:
             answer = Answer(case_id=job.case.case_id, epoch=job.epoch, status="failed", why=str(exc))
-        else:
+        if answer.status != "failed":
             write_text(job.folder / ANSWER, answer.model_dump_json(indent=1) + "\n")
             self._tidy(job)
         self.done(answer, False)

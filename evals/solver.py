@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,11 @@ from agent.run import MakeServices, Run, RunRecord, case_facts, open_run, start_
 from agent.settings import PlannerSettings
 from agent.state import CaseFacts, PlannerInput, PlannerState
 from agent.trace import Decision, content_hash, read_trace, write_trace
+from evals.alone import ModelAlone
 from evals.answer_cache import in_epoch
 from evals.datasets import EvalCase
-from evals.results import Answer, Limits, NodeUse, SimulatedRisk, Stage, Status, Usage
+from evals.results import Answer, Limits, NodeUse, RiskCurve, SimulatedRisk, Stage, Status, Usage
+from models.errors import MewmError
 from models.protocol import Protocol as TaceProtocol
 from tools.check_rules import judge_protocols
 from tools.rule_facts import SessionFacts, known_agents
@@ -76,7 +81,8 @@ COUNTED = tuple(name for name in NodeUse.model_fields if name != "cost_usd")
 """What adds up over nodes; a cost may be unknown."""
 
 Agent = Callable[[CaseJob], Answer]
-"""What is evaluated: a case in, an answer out. A `MewmError` is a failed case, any other exception a bug."""
+"""What is evaluated: a case in, an answer out. A `MewmError`, or an answer that says ``failed``, is a failed case; any
+other exception is a bug."""
 
 
 class _OneAtATime:
@@ -92,8 +98,26 @@ class _OneAtATime:
 
     def call(self, **arguments: Any) -> Any:
         """Call the tool when it is free."""
-        with self.lock:
+        with _in_turn(self.lock):
             return self.tool.call(**arguments)
+
+
+@contextmanager
+def _in_turn(lock: threading.Lock) -> Iterator[None]:
+    """Hold a lock that other cases share; a case's time limit does not run while it waits for them."""
+    watch = _watch.get()
+    if not lock.acquire(blocking=False):
+        if watch is not None:
+            watch.pause()
+        try:
+            lock.acquire()
+        finally:
+            if watch is not None:
+                watch.go_on()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def shared(make: MakeServices) -> MakeServices:
@@ -104,7 +128,7 @@ def shared(make: MakeServices) -> MakeServices:
         made = make(run, facts, stop)
 
         def publish(plan: Plan) -> dict[str, str]:
-            with lock:
+            with _in_turn(lock):
                 return made.publish(plan)
 
         tools = {name: _OneAtATime(tool, lock) for name, tool in made.tools.items()}
@@ -122,17 +146,31 @@ class _Watch:
         self.decisions: list[Decision] = []
         self.tool_calls = 0
         self.timer: threading.Timer | None = None
+        self.left, self.since = float(limits.seconds or 0), 0.0
 
     def __enter__(self) -> _Watch:
-        if self.limits.seconds is not None:
-            self.timer = threading.Timer(self.limits.seconds, self._end, [f"{self.limits.seconds} s"])
-            self.timer.daemon = True
-            self.timer.start()
+        self._token = _watch.set(self)
+        self.go_on()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.pause()
+        _watch.reset(self._token)
+
+    def go_on(self) -> None:
+        """Let the time run."""
+        if self.limits.seconds is not None:
+            self.since = time.monotonic()
+            self.timer = threading.Timer(max(self.left, 0.0), self._end, [f"{self.limits.seconds} s"])
+            self.timer.daemon = True
+            self.timer.start()
+
+    def pause(self) -> None:
+        """Stop the time: the case waits for others."""
         if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
+            self.left -= time.monotonic() - self.since
 
     def _end(self, limit: str) -> None:
         self.exceeded = f"stopped at the limit of {limit}"
@@ -149,6 +187,10 @@ class _Watch:
             self.tool_calls += 1
             if self.limits.tool_calls is not None and self.tool_calls > self.limits.tool_calls:
                 self._end(f"{self.limits.tool_calls} tool calls")
+
+
+_watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
+"""Watch of the case that this thread works on."""
 
 
 def usage_of(decisions: Sequence[Decision]) -> Usage:
@@ -211,8 +253,11 @@ class PlannerAgent:
     def __call__(self, job: CaseJob) -> Answer:
         """Answer one case.
 
+        Returns:
+            The answer; one that says ``failed`` can be tried again, and holds what was used until it failed.
+
         Raises:
-            MewmError: the case could not be answered; it can be tried again.
+            MewmError: the case could not be begun; it can be tried again.
             RunStopped: `job.stop` was set from outside.
         """
         with self._writing:
@@ -247,8 +292,10 @@ class PlannerAgent:
             except RunStopped:
                 if watch.exceeded is None:
                     raise
+            except MewmError as error:
+                return _ended(job, watch, folder, "failed", str(error))
         if watch.exceeded is not None:  # also by its last step
-            return self._at_limit(job, watch)
+            return _ended(job, watch, folder, "limit", watch.exceeded)
         assert plan is not None  # a run ends with its plan or with an error
         status: Status = "degraded" if plan.degraded else "blocked" if plan.blocked else "answered"
         truth = job.case.truth
@@ -269,6 +316,7 @@ class PlannerAgent:
                 for a in plan.assessed
                 if a.complete and a.allowed
             ),
+            curve=_curve(plan),
             usage=usage_of(read_trace(folder / "trace.jsonl")),
             trace=(folder / "trace.jsonl").relative_to(job.root).as_posix(),
         )
@@ -289,8 +337,10 @@ class PlannerAgent:
             except RunStopped:
                 if watch.exceeded is None:
                     raise
+            except MewmError as error:
+                return _ended(job, watch, folder, "failed", str(error))
         if watch.exceeded is not None:
-            return self._at_limit(job, watch)
+            return _ended(job, watch, folder, "limit", watch.exceeded)
         actions = state.actions if state.patient_allowed else None
         status: Status = "degraded" if state.degraded else "answered" if actions is not None else "blocked"
         protocol = None if actions is None else first_allowed(actions.drugs, actions.embolics, state, services)
@@ -308,7 +358,14 @@ class PlannerAgent:
         )
 
     def _until(
-        self, node: str, job: CaseJob, path: Path | None, settings: PlannerSettings, folder: Path, watch: _Watch
+        self,
+        node: str,
+        job: CaseJob,
+        path: Path | None,
+        settings: PlannerSettings,
+        folder: Path,
+        watch: _Watch,
+        asked: Callable[[Services], Services] = lambda services: services,
     ) -> tuple[PlannerState, Services]:
         """Run the planner graph up to and with a node, on the record alone where the case has no image."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -325,7 +382,7 @@ class PlannerAgent:
             created="", case_path="" if path is None else str(path.resolve()), case_id=facts.case_id,
             case_hash=facts.content_hash, settings=settings, goal="",
         )  # fmt: skip
-        services = self.make_services(Run(folder, record), facts, job.stop)
+        services = asked(self.make_services(Run(folder, record), facts, job.stop))
         if path is None:
             stand_ins: tuple[Tool, ...] = (_DescribeRecord(case), _CheckRecord(case))
             policy = services.policy
@@ -343,24 +400,47 @@ class PlannerAgent:
     def _alone(self, job: CaseJob, path: Path | None) -> dict[str, Any]:
         """The language model's own protocol: everything that it names, asked for no more than a protocol may hold."""
         assert self.alone is not None
+        folder, unknown = job.folder / "alone", list[str]()
+
+        def only_the_protocol(services: Services) -> Services:
+            policy = services.policy
+            if not isinstance(policy, LlmPolicy):
+                return services
+            return replace(services, policy=replace(ModelAlone.of(policy), unknown=unknown))
+
         with _Watch(self.limits, job.stop) as watch:
             try:
-                state, _ = self._until("propose", job, path, self.alone, job.folder / "alone", watch)
+                state, _ = self._until("propose", job, path, self.alone, folder, watch, only_the_protocol)
             except RunStopped:
                 if watch.exceeded is None:
                     raise
-        usage = usage_of(watch.decisions)
+        told = {
+            # what the planner does around the one question is none of the model's effort
+            "alone_usage": usage_of([decision for decision in watch.decisions if decision.node == "propose"]),
+            "alone_trace": _leave_trace(job, watch, folder),
+        }
         if watch.exceeded is not None or state.degraded or state.proposal is None:
-            return {"alone": None, "alone_status": "invalid", "alone_usage": usage}
+            return {"alone": None, "alone_status": "invalid", **told}
         drugs, embolics = ([c.item for c in side] for side in (state.proposal.drugs, state.proposal.embolics))
         said = TaceProtocol(drugs=tuple(drugs), embolics=tuple(embolics))
-        return {"alone": said, "alone_status": "answered", "alone_usage": usage}
+        return {"alone": said, "alone_status": "answered", "alone_unknown": tuple(unknown), **told}
 
-    def _at_limit(self, job: CaseJob, watch: _Watch) -> Answer:
-        return Answer(
-            case_id=job.case.case_id, epoch=job.epoch, status="limit", why=watch.exceeded,
-            usage=usage_of(watch.decisions),
-        )  # fmt: skip
+
+def _ended(job: CaseJob, watch: _Watch, folder: Path, status: Status, why: str) -> Answer:
+    """The empty answer of a case that came to no plan, with what it used and decided until then."""
+    return Answer(
+        case_id=job.case.case_id, epoch=job.epoch, status=status, why=why, usage=usage_of(watch.decisions),
+        trace=_leave_trace(job, watch, folder),
+    )  # fmt: skip
+
+
+def _leave_trace(job: CaseJob, watch: _Watch, folder: Path) -> str | None:
+    """Write what was decided until a case ended; the trace relative to the evaluation, None where nothing was."""
+    if not watch.decisions:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)  # a run that failed before it simulated takes its folder back
+    write_trace(watch.decisions, folder / "trace.jsonl")
+    return (folder / "trace.jsonl").relative_to(job.root).as_posix()
 
 
 class _DescribeRecord:
@@ -429,6 +509,15 @@ def first_allowed(
 def _true_risk(truth: Any, protocol: TaceProtocol) -> float | None:
     index = None if truth is None else truth.place(protocol)
     return None if index is None else float(truth.log_hazard[index])
+
+
+def _curve(plan: Plan) -> RiskCurve | None:
+    if plan.chosen is None or plan.chosen.survival is None:
+        return None
+    drawn = plan.chosen.survival
+    return RiskCurve(
+        log_risk=plan.chosen.assessed.log_risk.mean, months=drawn.times_months, survival=drawn.survival
+    )  # fmt: skip
 
 
 def _blocked_why(plan: Plan) -> str:

@@ -7,6 +7,7 @@ can't be computed on a sample is `not_evaluable` with the reason, never a number
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,26 @@ def harrell_difference(outcomes: Outcomes, a: Array, b: Array, seed: int = 0, dr
     return _bootstrap(outcomes, lambda some, i: harrell(some, a[i]) - harrell(some, b[i]), seed, draws)
 
 
+def ipcw_interval(outcomes: Outcomes, risk: Array, seed: int = 0, draws: int = 200) -> Interval:
+    """Uno's c-index up to the last of `evaluation_times`, with a 95 % percentile bootstrap interval by patient.
+
+    Raises:
+        ValueError: The censoring weights are not defined on the patients.
+    """
+    tau = evaluation_times(outcomes)[-1:]
+    return _bootstrap(outcomes, lambda some, i: ipcw(some, some, risk[i], tau[0] if tau else None), seed, draws)
+
+
+def mean_auc_interval(outcomes: Outcomes, risk: Array, seed: int = 0, draws: int = 200) -> Interval:
+    """Mean time-dependent AUC over `evaluation_times`, with a 95 % percentile bootstrap interval by patient.
+
+    Raises:
+        ValueError: The AUC is not defined on the patients.
+    """
+    times = np.array(evaluation_times(outcomes))
+    return _bootstrap(outcomes, lambda some, i: time_dependent_auc(some, some, risk[i], times)[1], seed, draws)
+
+
 def _bootstrap(
     outcomes: Outcomes, statistic: Callable[[Outcomes, npt.NDArray[Any]], float], seed: int, draws: int
 ) -> Interval:
@@ -147,7 +168,8 @@ def _bootstrap(
         some = outcomes.only(index)
         # a resample of few patients can hold no pair that can be compared: it says nothing
         if some.died.any() and some.months[some.died].min() < some.months.max():
-            drawn.append(statistic(some, index))
+            with suppress(ValueError):  # a resample on which censoring weights are not defined says nothing either
+                drawn.append(statistic(some, index))
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Interval(value, float(low), float(high), n)
 

@@ -174,7 +174,7 @@ def run_in_processes(
             if (number, answer.case_id, answer.epoch) not in asked | told_before:
                 done(answer, kept)
 
-        agent = _AnsweredBefore({key[1:]: why for key, why in failed.items() if key[0] == number})
+        agent = _AnsweredBefore({key[1:]: answer for key, answer in failed.items() if key[0] == number})
         runs.append(
             run_evaluation(
                 part.folder, found.spec, found.dataset, agent, found.baselines, keep=found.spec.keep, done=told
@@ -184,13 +184,13 @@ def run_in_processes(
 
 
 class _AnsweredBefore:
-    """Stands in for the agent when all cases were asked: a case without an answer failed, and fails again."""
+    """Stands in for the agent when all cases were asked: a case whose answer was not kept failed."""
 
-    def __init__(self, failed: Mapping[tuple[str, int], str]) -> None:
+    def __init__(self, failed: Mapping[tuple[str, int], Answer]) -> None:
         self.failed = failed
 
     def __call__(self, job: CaseJob) -> Answer:
-        raise RunError(self.failed[job.case.case_id, job.epoch])
+        return self.failed[job.case.case_id, job.epoch]
 
 
 Asked = tuple[int, str, int]
@@ -216,11 +216,11 @@ def _answer_all(
     cache: Path | None,
     done: Done,
     make_agent: MakeAgent,
-) -> tuple[dict[Asked, str], set[Asked]]:
+) -> tuple[dict[Asked, Answer], set[Asked]]:
     """Let workers answer what is not answered yet, and meanwhile ask the baselines.
 
     Returns:
-        Why cases failed, and what was asked.
+        The answers of cases that failed, and what was asked.
     """
     first = parts[0].evaluation
     wanted: list[tuple[EvalCase, int, list[int]]] = []
@@ -229,7 +229,7 @@ def _answer_all(
             open_parts = [n for n, part in enumerate(parts) if not is_answered(part, case, epoch)]
             if open_parts:
                 wanted.append((case, epoch, open_parts))
-    failed: dict[Asked, str] = {}
+    failed: dict[Asked, Answer] = {}
     asked: set[Asked] = set()
     lock = threading.Lock()
     context = multiprocessing.get_context("forkserver")
@@ -254,7 +254,7 @@ def _answer_all(
             with lock:
                 asked.add((number, case.case_id, epoch))
                 if answer.status == "failed":
-                    failed[number, case.case_id, epoch] = answer.why or ""
+                    failed[number, case.case_id, epoch] = answer
                 done(answer, False)
         epochs = range(1, first.spec.epochs + 1)
         if shared is not None and all(is_answered(part, case, e) for part in parts for e in epochs):

@@ -34,12 +34,13 @@ Origin = Literal["synthetic", "real"]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The protocols that count as answers: an action set, horizons, a rule profile."""
+    """The protocols that count as answers: an action set, horizons, a rule profile and its strengths."""
 
     actions: str
     drug_horizon: int = 3
     embolic_horizon: int = 2
     profile: Profile = "eu"
+    strict: bool = False
 
     @property
     def formulary(self) -> Formulary:
@@ -169,7 +170,7 @@ class EvalCase(ABC):
     @cached_property
     def allowed(self) -> tuple[Protocol, ...]:
         """Every protocol of the search space that the rules allow; empty where they exclude the patient."""
-        return allowed_by_rules(self.facts, self.space.protocols, self.space.profile)
+        return allowed_by_rules(self.facts, self.space.protocols, self.space.profile, self.space.strict)
 
 
 class LeftOut(NamedTuple):

@@ -11,6 +11,7 @@ therefore a choice, and every score depends on it. Three variants, all scored:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from evals.datasets.cards import render_card
@@ -38,20 +39,23 @@ def gold_variants(regimen: Protocol) -> dict[str, Protocol]:
     }
 
 
-def load_hcc_tace_seg(clinical: Path, data: Path | None = None, limit: int | None = None) -> Dataset:
+def load_hcc_tace_seg(
+    clinical: Path, data: Path | None = None, limit: int | None = None, strict: bool = False
+) -> Dataset:
     """Read the table and, where they are there, the imported cases.
 
     Args:
         clinical: The clinical table as the archive publishes it (XLSX).
         data: Folder that holds an imported case per patient, under the patient's id; None scores records only.
         limit: Most cases; baselines still learn from all.
+        strict: See `SearchSpace`.
 
     Raises:
         InputError: The table or a case can't be read, the folder of cases does not exist, or no row has a regimen.
     """
     if data is not None and not data.is_dir():
         raise InputError(f"The folder of imported cases {data} does not exist; make it with `mewm data hcc-tace-seg`.")
-    table = read_clinical_table(clinical)
+    table, space = read_clinical_table(clinical), replace(SPACE, strict=strict)
     pool: list[StoredCase] = []
     left_out: list[LeftOut] = []
     images: dict[str, str] = {}
@@ -64,9 +68,10 @@ def load_hcc_tace_seg(clinical: Path, data: Path | None = None, limit: int | Non
         if imported is not None:
             images[patient.patient_id] = imported.content_hash
         gold, given, after = gold_variants(patient.regimen), patient.regimen, _follow_up(patient)
-        pool.append(StoredCase(patient.patient_id, patient.record, gold, SPACE, imported, given, after))
+        pool.append(StoredCase(patient.patient_id, patient.record, gold, space, imported, given, after))
     if not pool:
         raise InputError(f"No row of {clinical} has a regimen that can be read, so there is no gold to score against.")
+    dealt = folds([case.case_id for case in pool], min(FOLDS, len(pool)))
     golds = {case.case_id: {name: protocol.key for name, protocol in case.gold.items()} for case in pool}
     digest = content_hash(
         {
@@ -76,6 +81,7 @@ def load_hcc_tace_seg(clinical: Path, data: Path | None = None, limit: int | Non
             "gold": golds,
             "images": images,
             "formulary": SPACE.formulary.content_hash,
+            "folds": dealt,
         }
     )
     facts = {
@@ -96,11 +102,11 @@ def load_hcc_tace_seg(clinical: Path, data: Path | None = None, limit: int | Non
         cases=tuple(pool[:limit]),
         variants=VARIANTS,
         origin="real",
-        space=SPACE,
+        space=space,
         rows=len(table.patients),
         left_out=tuple(left_out),
         pool=tuple(pool),
-        folds=folds([case.case_id for case in pool], min(FOLDS, len(pool))),
+        folds=dealt,
     )
 
 

@@ -21,6 +21,7 @@ def load_dataset(
     tier: str | None = None,
     data: Path | None = None,
     clinical: Path | None = None,
+    strict: bool = False,
 ) -> Dataset:
     """Load a dataset.
 
@@ -31,6 +32,7 @@ def load_dataset(
         tier: Of ``phantom``: ``easy``, ``standard`` (None) or ``hard``.
         data: For ``hcc-tace-seg`` the folder of imported cases (None: records only); for ``own`` the JSONL or CSV file.
         clinical: For ``hcc-tace-seg`` the clinical table as the archive publishes it.
+        strict: Allowed is what the strict strengths of the rules allow, as a planner with ``--strict`` has them.
 
     Raises:
         InputError: No such dataset, an option that it does not have or lacks, or files that can't be used.
@@ -46,14 +48,14 @@ def load_dataset(
     if name == "phantom":
         if data is not None:
             raise InputError(f"The dataset phantom is made from a seed and reads no files; leave {data} out.")
-        return load_phantom(seed, limit, tier)
+        return load_phantom(seed, limit, tier, strict)
     if name == "own":
         if data is None:
             raise InputError("The dataset own needs its JSONL or CSV file; name it with --data (docs/own-dataset.md).")
-        return load_own(data, limit)
+        return load_own(data, limit, strict)
     if clinical is None:
         raise InputError(
             "The dataset hcc-tace-seg needs its clinical table; "
             "name HCC-TACE-Seg_clinical_data-V2.xlsx with --clinical."
         )
-    return load_hcc_tace_seg(clinical, data, limit)
+    return load_hcc_tace_seg(clinical, data, limit, strict)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,18 @@ class _Row(BaseModel):
     record: dict[str, Any] | str | None = None
 
 
-def load_own(path: Path, limit: int | None = None) -> Dataset:
+def load_own(path: Path, limit: int | None = None, strict: bool = False) -> Dataset:
     """Read the file and the case folders that it names.
 
     Args:
         path: ``.jsonl`` or ``.csv``; folders and record files are named relative to it and lie beside or below it.
         limit: Most cases; baselines still learn from all.
+        strict: See `SearchSpace`.
 
     Raises:
         InputError: The file, a line, a case or a record can't be used; the sentence names the line.
     """
-    text = _read(path)
+    text, space = _read(path), replace(SPACE, strict=strict)
     pool: list[StoredCase] = []
     gold_keys: dict[str, str] = {}
     images: dict[str, str] = {}
@@ -63,13 +65,23 @@ def load_own(path: Path, limit: int | None = None) -> Dataset:
         gold = _protocol(path, number, "gold", row.gold)
         given = None if row.given is None else _protocol(path, number, "given", row.given)
         record = _record(path, number, row, case)
-        pool.append(StoredCase(row.case_id, record, {VARIANT: gold}, SPACE, case, given))
+        pool.append(StoredCase(row.case_id, record, {VARIANT: gold}, space, case, given))
         gold_keys[row.case_id] = gold.key
     if not pool:
         raise InputError(f"{path} has no cases; write one per line as docs/own-dataset.md says.")
     records = {case.case_id: case.record.known() for case in pool}
+    dealt = folds([case.case_id for case in pool], min(FOLDS, len(pool)), SALT)
     digest = content_hash(
-        {"dataset": "own", "version": VERSION, "gold": gold_keys, "records": records, "images": images}
+        {
+            "dataset": "own",
+            "version": VERSION,
+            "gold": gold_keys,
+            "given": {case.case_id: None if case.given is None else case.given.key for case in pool},
+            "records": records,
+            "images": images,
+            "formulary": SPACE.formulary.content_hash,
+            "folds": dealt,
+        }
     )
     facts = {
         "version": VERSION,
@@ -88,10 +100,10 @@ def load_own(path: Path, limit: int | None = None) -> Dataset:
         cases=tuple(pool[:limit]),
         variants=(VARIANT,),
         origin="synthetic" if all(case.origin == "synthetic" for case in pool) else "real",
-        space=SPACE,
+        space=space,
         rows=len(pool),
         pool=tuple(pool),
-        folds=folds([case.case_id for case in pool], min(FOLDS, len(pool)), SALT),
+        folds=dealt,
     )
 
 

@@ -76,18 +76,18 @@ def settings() -> _Settings:
     return _Settings.model_validate(yaml.safe_load(text))
 
 
-def phantom_space() -> SearchSpace:
+def phantom_space(strict: bool = False) -> SearchSpace:
     """The protocols that count as answers."""
-    return SearchSpace(**settings().space.model_dump())
+    return SearchSpace(**settings().space.model_dump(), strict=strict)
 
 
 class PhantomCase(EvalCase):
     """A synthetic patient with its truth. `patient` holds both: for the harness only."""
 
-    def __init__(self, patient: Patient, tier: str | None = None) -> None:
-        """Args: patient: truth included. tier: the tier it was drawn for."""
+    def __init__(self, patient: Patient, tier: str | None = None, strict: bool = False) -> None:
+        """Args: patient: truth included. tier: the tier it was drawn for. strict: see `SearchSpace`."""
         given = clinician_protocol(patient)
-        super().__init__(patient.patient_id, patient.record, given, tier, "synthetic", phantom_space())
+        super().__init__(patient.patient_id, patient.record, given, tier, "synthetic", phantom_space(strict))
         self.patient = patient
 
     @property
@@ -144,21 +144,21 @@ def nominal_liver_percent(patient: Patient) -> float:
     return patient.liver_percent
 
 
-def excluded(patient: Patient) -> str | None:
+def excluded(patient: Patient, strict: bool = False) -> str | None:
     """Why a patient is no case; None for a case."""
     if nominal_liver_percent(patient) > settings().most_liver_percent:
         return f"the tumour takes more than {settings().most_liver_percent:g} % of the liver"
-    if patient_blocked(Facts(record=patient.record), phantom_space().profile):
+    if patient_blocked(Facts(record=patient.record), phantom_space().profile, strict):
         return "the rules exclude the patient"
     return None
 
 
-def draw_cases(first_seed: int) -> Iterator[PhantomCase | LeftOut]:
+def draw_cases(first_seed: int, strict: bool = False) -> Iterator[PhantomCase | LeftOut]:
     """Cases and excluded patients from a seed on, without end."""
     for seed in count(first_seed):
         patient = draw_patient(seed)
-        reason = excluded(patient)
-        yield PhantomCase(patient) if reason is None else LeftOut(patient.patient_id, reason)
+        reason = excluded(patient, strict)
+        yield PhantomCase(patient, strict=strict) if reason is None else LeftOut(patient.patient_id, reason)
 
 
 @lru_cache(maxsize=1)
@@ -169,13 +169,14 @@ def training_cases() -> tuple[PhantomCase, ...]:
     return tuple(case for case, _ in zip(drawn, range(wanted), strict=False))
 
 
-def load_phantom(seed: int = 0, limit: int | None = None, tier: str | None = None) -> Dataset:
+def load_phantom(seed: int = 0, limit: int | None = None, tier: str | None = None, strict: bool = False) -> Dataset:
     """Draw the evaluation set.
 
     Args:
         seed: Which patients; different seeds share none, up to `seed_stride` patients each.
         limit: Number of cases, at least 1; None is the default of `phantom.yaml`.
         tier: ``easy``, ``standard`` (None) or ``hard``.
+        strict: See `SearchSpace`; gold and regret follow from what is allowed.
 
     Returns:
         The dataset. Tiers other than ``standard`` take about a second per patient looked at.
@@ -193,7 +194,7 @@ def load_phantom(seed: int = 0, limit: int | None = None, tier: str | None = Non
     cases: list[PhantomCase] = []
     left_out: list[LeftOut] = []
     rows = 0
-    for case in draw_cases(chosen.first_seed + seed * chosen.seed_stride):
+    for case in draw_cases(chosen.first_seed + seed * chosen.seed_stride, strict):
         rows += 1
         if isinstance(case, LeftOut):
             left_out.append(case)
@@ -213,6 +214,7 @@ def load_phantom(seed: int = 0, limit: int | None = None, tier: str | None = Non
         "formulary": phantom_space().formulary.content_hash,
         "tier": name,
         "cases": [case.case_id for case in cases],
+        **({"strict": True} if strict else {}),
     }
     digest = content_hash(made_of)
     facts = {
@@ -238,7 +240,7 @@ def load_phantom(seed: int = 0, limit: int | None = None, tier: str | None = Non
         cases=tuple(cases),
         variants=(VARIANT,),
         origin="synthetic",
-        space=phantom_space(),
+        space=phantom_space(strict),
         rows=rows,
         left_out=tuple(left_out),
         pool=tuple(cases),

@@ -176,39 +176,53 @@ def scatter_svg(points: Sequence[tuple[str, float, float, bool]], x_axis: str, y
     return "".join([*out, "</svg>"])
 
 
-def survival_svg(curves: Sequence[Curve]) -> str:
-    """Kaplan-Meier curves with their bands; empty where there are none."""
+def survival_svg(curves: Sequence[Curve], *, hazard: bool = False) -> str:
+    """Kaplan-Meier curves with their bands, or cumulative hazards; empty where there are none.
+
+    Args:
+        curves: To draw; one without bounds has no band.
+        hazard: The values are cumulative hazards, which rise from 0.
+    """
     drawn = [curve for curve in curves if len(curve.times)]
     if not drawn:
         return ""
     width, height, left, right, top, bottom = 760, 380, 52, 16, 14, 46
     longest = max(curve.times[-1] for curve in drawn) or 1.0
     sx, sy, base = (width - left - right) / longest, float(height - top - bottom), float(height - bottom)
-    out = [_open(width, height, "Kaplan-Meier survival by simulated risk")]
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+    what = "Nelson-Aalen cumulative hazard" if hazard else "Kaplan-Meier survival"
+    out = [_open(width, height, f"{what} by simulated risk")]
+    most = (max(max(curve.survival) for curve in drawn) or 1.0) if hazard else 1.0
+    sy /= most
+    for share in ticks(0.0, most, 5) if hazard else (0.0, 0.25, 0.5, 0.75, 1.0):
         y = base - share * sy
         out.append(
             f'<path d="M{left} {y:.1f}H{width - right}" stroke="{GRID}"/>'
-            + _text(left - 8, y + 4, f"{share:.0%}", anchor="end")
+            + _text(left - 8, y + 4, _tick(share) if hazard else f"{share:.0%}", anchor="end")
         )
     out += [_text(left + mark * sx, base + 19, _tick(mark), anchor="middle") for mark in ticks(0.0, longest, 7)]
     out.append(_text((left + width - right) / 2, height - 6, "months", anchor="middle"))
     for index, curve in enumerate(drawn):
         colour = SERIES[index % len(SERIES)]
-        band = _corners(curve.times, curve.upper) + _corners(curve.times, curve.lower)[::-1]
-        path = "L".join(f"{left + t * sx:.1f} {base - s * sy:.1f}" for t, s in band)
-        out.append(f'<path d="M{path}Z" fill="{colour}" fill-opacity="0.13"/>')
-        path = "L".join(f"{left + t * sx:.1f} {base - s * sy:.1f}" for t, s in _corners(curve.times, curve.survival))
+        if len(curve.upper):
+            band = _corners(curve.times, curve.upper) + _corners(curve.times, curve.lower)[::-1]
+            path = "L".join(f"{left + t * sx:.1f} {base - s * sy:.1f}" for t, s in band)
+            out.append(f'<path d="M{path}Z" fill="{colour}" fill-opacity="0.13"/>')
+        steps = _corners(curve.times, curve.survival, 0.0 if hazard else 1.0)
+        path = "L".join(f"{left + t * sx:.1f} {base - s * sy:.1f}" for t, s in steps)
         out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         y = top + 14 + 19 * index
-        out.append(_text(width - right - 44, y + 4, f"{curve.label} (n = {curve.n})", anchor="end", fill=INK))
-        out.append(f'<path d="M{width - right - 36} {y}h28" stroke="{colour}" stroke-width="2.6"/>')
+        # a hazard rises to the right: its names stand where it has not risen yet
+        words, line, anchor = (
+            (left + 48, left + 12, "start") if hazard else (width - right - 44, width - right - 36, "end")
+        )
+        out.append(_text(words, y + 4, f"{curve.label} (n = {curve.n})", anchor=anchor, fill=INK))
+        out.append(f'<path d="M{line} {y}h28" stroke="{colour}" stroke-width="2.6"/>')
     return "".join([*out, "</svg>"])
 
 
-def _corners(times: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
-    """The points of a step function that starts at 1 and holds its value until the next time."""
-    points, before = [(0.0, 1.0)], 1.0
+def _corners(times: Sequence[float], values: Sequence[float], start: float = 1.0) -> list[tuple[float, float]]:
+    """The points of a step function that holds its value until the next time."""
+    points, before = [(0.0, start)], start
     for time, value in zip(times, values, strict=True):
         points += [(time, before), (time, value)]
         before = value

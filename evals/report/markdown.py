@@ -32,6 +32,8 @@ def table_markdown(table: Table) -> list[str]:
         cells = [_cell(cell) for cell in row.cells] + [""] * (len(table.columns) - len(row.cells))
         if row.link:
             cells[0] = f"[{cells[0]}]({row.link})"
+        if row.last_link:
+            cells[-1] = f"[{cells[-1]}]({row.last_link})"
         lines.append("| " + " | ".join(cells) + " |")
     if table.note:
         lines += ["", table.note]

@@ -47,10 +47,11 @@ def write_reports(
 def _linked_from(summary: Summary, lead: Path, target: Path) -> Summary:
     """The same summary with traces named relative to the folder that the reports go to."""
     way = Path(os.path.relpath(lead.resolve(), target.resolve()))
-    cases = [
-        case if case.trace is None else case.model_copy(update={"trace": (way / case.trace).as_posix()})
-        for case in summary.cases
-    ]
+    cases = []
+    for case in summary.cases:
+        traces = {"trace": case.trace, "alone_trace": case.alone_trace}
+        there = {name: (way / trace).as_posix() for name, trace in traces.items() if trace is not None}
+        cases.append(case.model_copy(update=there))
     return summary.model_copy(update={"cases": tuple(cases)})
 
 
@@ -66,6 +67,8 @@ def report_html(summary: Summary) -> str:
     panel = summary.survival
     groups = (("lower simulated risk", panel.lower), ("higher", panel.higher)) if panel else ()
     curves = [Curve(name, c.months, c.values, c.low, c.high, c.at_risk) for name, c in groups]
+    groups = (("lower simulated risk", panel.lower_hazard), ("higher", panel.higher_hazard)) if panel else ()
+    hazards = [Curve(name, c.months, c.values, c.low, c.high, c.at_risk) for name, c in groups]
     return render_page(
         "report.html.j2",
         summary=summary,
@@ -89,6 +92,7 @@ def report_html(summary: Summary) -> str:
         ),
         calibration=calibration_text(summary.calibration) if summary.calibration else "",
         survival_svg=Markup(survival_svg(curves)),
+        hazard_svg=Markup(survival_svg(hazards, hazard=True)),
         survival=survival_text(panel) if panel else "",
     )
 

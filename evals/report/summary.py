@@ -17,7 +17,7 @@ from evals.measures import METRICS, metric_value, per_case
 from evals.metrics import item_counts, micro_f1
 from evals.report.calibration import Calibration, calibration_of
 from evals.report.survival import SurvivalPanel, survival_panel
-from evals.results import STATUS_TEXT, EvalRun, NodeUse, ResultModel, RunSpec, Status
+from evals.results import STATUS_TEXT, Entry, EvalRun, NodeUse, ResultModel, RunSpec, Status
 from evals.statistics import bootstrap_mean, holm, paired_difference
 from models.errors import InputError
 from models.formulary import Formulary
@@ -54,6 +54,7 @@ class Line(ResultModel):
     empty: int = Field(description="answers that are missing, invalid or do not count")
     answers: int = Field(description="answers in all epochs")
     n: int = Field(description="cases")
+    unknown: int = Field(default=0, description="names outside the action set, over all answers")
     not_run: str | None = None
 
 
@@ -83,7 +84,7 @@ class Versus(ResultModel):
     ties: int
     losses: int
     smallest_detectable: float | None
-    missing: int
+    missing: tuple[str, ...] = Field(description="cases that only one of the two has; they are in no figure")
 
 
 class ItemRow(ResultModel):
@@ -120,6 +121,8 @@ class CaseLine(ResultModel):
     cost_usd: float | None
     seconds: float
     trace: str | None
+    alone: str | None = Field(default=None, description="what the vision-language model alone answered")
+    alone_trace: str | None = None
 
 
 class Reach(ResultModel):
@@ -199,7 +202,7 @@ def summarise(
         regrets=_regrets(runs),
         calibration=calibration_of(lead, seed, draws),
         survival=survival_panel(lead, seed),
-        notes=_notes(lead),
+        notes=(*_notes(lead), *_notes_on_others(runs)),
     )
 
 
@@ -270,7 +273,7 @@ def _lines(
             if (figure := _figure(per_case(run, mine, name, variant), seed, draws)) is not None
         }
         entries = run.entries(mine, variant)
-        pairs = [(entry.protocol, row.gold[variant]) for row, entry in entries if variant in row.gold]
+        pairs = [(entry.said, row.gold[variant]) for row, entry in entries if variant in row.gold]
         lines.append(
             Line(
                 who=who,
@@ -281,6 +284,7 @@ def _lines(
                 empty=sum(entry.protocol is None for _, entry in entries),
                 answers=len(entries),
                 n=len({row.case_id for row, _ in entries}),
+                unknown=sum(len(e.scores[variant].unknown_items) for _, e in entries if variant in e.scores),
             )
         )
     there = {line.who for line in lines}
@@ -328,8 +332,7 @@ def _versus(runs: Sequence[EvalRun], variant: str, seed: int, draws: int) -> tup
         adjusted = holm({label: pair.p for label, pair in pairs.items()})
         found += [
             Versus(
-                label=label, metric=name, p_holm=adjusted[label], missing=len(pair.missing),
-                **{k: v for k, v in pair._asdict().items() if k != "missing"},
+                label=label, metric=name, p_holm=adjusted[label], **pair._asdict(),
             )
             for label, pair in pairs.items()
         ]  # fmt: skip
@@ -355,11 +358,12 @@ def _items(run: EvalRun, variant: str, formulary: Formulary) -> tuple[ItemRow, .
 
 
 def _by_node(run: EvalRun) -> dict[str, NodeUse]:
-    names = dict.fromkeys(node for row in run.rows for node in row.usage.by_node)
+    rows = [row for row in run.rows if row.status != "failed"]
+    names = dict.fromkeys(node for row in rows for node in row.usage.by_node)
     empty = NodeUse(cost_usd=0.0)
 
     def mean_of(node: str, field: str) -> float | None:
-        values = [getattr(row.usage.by_node.get(node, empty), field) for row in run.rows]
+        values = [getattr(row.usage.by_node.get(node, empty), field) for row in rows]
         return None if None in values else math.fsum(values) / len(values)
 
     return {
@@ -393,9 +397,18 @@ def _case_lines(run: EvalRun) -> list[CaseLine]:
                 cost_usd=row.usage.cost_usd,
                 seconds=row.usage.seconds,
                 trace=row.trace,
+                alone=_alone_text(row.alone),
+                alone_trace=row.alone_trace,
             )
         )
     return lines
+
+
+def _alone_text(entry: Entry | None) -> str | None:
+    if entry is None:
+        return None
+    key = entry.protocol.key if entry.protocol is not None else "none"
+    return f"{key}, and unknown: {', '.join(entry.unknown)}" if entry.unknown else key
 
 
 def _regrets(runs: Sequence[EvalRun]) -> dict[str, tuple[float, ...]]:
@@ -406,6 +419,20 @@ def _regrets(runs: Sequence[EvalRun]) -> dict[str, tuple[float, ...]]:
         if values:
             found[label] = tuple(values[case] for case in sorted(values))
     return found
+
+
+def _notes_on_others(runs: Sequence[EvalRun]) -> list[str]:
+    """Which further runs are not complete, and which cases one of two runs lacks."""
+    notes = []
+    lead = runs[0]
+    for run, _, label in _contestants(runs)[len(lead.contestants) :]:
+        if not run.complete:
+            notes.append(f"The evaluation of {label} is not complete: its figures are of the cases that are finished.")
+        if lacks := sorted(set(lead.case_ids) - set(run.case_ids)):
+            notes.append(f"{label} lacks {len(lacks)} cases of the first evaluation: {', '.join(lacks)}.")
+        if more := sorted(set(run.case_ids) - set(lead.case_ids)):
+            notes.append(f"{label} has {len(more)} cases that the first evaluation lacks: {', '.join(more)}.")
+    return notes
 
 
 def _notes(run: EvalRun) -> tuple[str, ...]:

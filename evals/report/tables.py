@@ -21,7 +21,7 @@ EFFORT = ("requests", "tokens", "cost_usd", "tool_calls", "simulations", "second
 
 @dataclass(frozen=True)
 class Row:
-    """Cells of a line; `css` marks it in HTML, `link` is a file that its first cell leads to.
+    """Cells of a line; `css` marks it in HTML, `link` and `last_link` are files that its first and last cell lead to.
 
     A row with fewer cells than columns ends early: its last cell has the rest of the line.
     """
@@ -29,6 +29,7 @@ class Row:
     cells: tuple[str, ...]
     css: str = ""
     link: str | None = None
+    last_link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def _no_answer(line: Line) -> str:
 def further(board: Board) -> Table:
     """The other figures of the same contestants."""
     names = _names(board, FURTHER)
+    unknown = "; ".join(f"{line.label} {line.unknown}" for line in board.lines if line.unknown)
     return Table(
         title=f"Further figures, gold: {board.variant}",
         lead="the same cases and intervals; micro F1 pools the agents of all cases",
@@ -91,8 +93,9 @@ def further(board: Board) -> Table:
         rows=_board_rows(
             board, names, lambda line: "" if line.micro_f1 is None else f"{100 * line.micro_f1:.1f}", not_run=False
         ),
-        note="Rules broken: blocking rules that an answer breaks. Stability: mean pairwise Jaccard of the answers to "
-        "one case over the epochs.",
+        note="Rules broken: blocking rules that an answer breaks. Dose in range: only of answers that state a dose, "
+        "which the search never does. Stability: mean pairwise Jaccard of the answers to one case over the epochs. "
+        f"Names outside the action set, each a false positive: {unknown or 'none'}.",
         wide=True,
     )
 
@@ -141,6 +144,7 @@ def versus(summary: Summary) -> Table | None:
     """The lead against every other line."""
     if not summary.versus:
         return None
+    missing = [v for v in summary.versus if v.missing]
     rows = []
     for v in summary.versus:
         metric = METRICS[v.metric]
@@ -161,12 +165,14 @@ def versus(summary: Summary) -> Table | None:
         columns=("other", "metric", "difference [95 %]", "p", "p (Holm)", "wins / ties / losses", "n", "detectable"),
         rows=tuple(rows),
         note="Two-sided sign-flip permutation p, exact for 20 cases and fewer; Holm over the lines of a metric. "
-        "Detectable: the smallest true difference that this n would have shown with 80 % power. Less regret is better.",
+        "Detectable: the smallest true difference that this n would have shown with 80 % power. Less regret is better."
+        + "".join(f" In no figure, {METRICS[v.metric].label} of {v.label}: {', '.join(v.missing)}." for v in missing),
     )
 
 
 def effort(summary: Summary) -> Table:
     """What a case costs, by node."""
+    failed = summary.statuses.get("failed", 0)
     own = summary.boards[0].line("own")
     assert own is not None  # a summary has its lead
     rows = [Row(("one case", *(shown(own.figures.get(name), name) for name in EFFORT)), "own")]
@@ -182,7 +188,8 @@ def effort(summary: Summary) -> Table:
         columns=("where", *(METRICS[name].label for name in EFFORT)),
         rows=tuple(rows),
         note="Answers that came from the cache count their tokens and list price, but no request. Seconds hold waiting "
-        "for other cases, where several run at once.",
+        "for other cases, where several run at once."
+        + (f" {failed} failed answers are left out: they ended before they had cost what one costs." if failed else ""),
     )
 
 
@@ -226,14 +233,21 @@ def case_table(summary: Summary) -> Table:
     columns += ["regret", "truly best"] if with_regret else []
     columns += ["gold in space %"] if with_space else []
     columns += ["rules broken", "simulations", "tokens", "cost (USD)", "seconds"]
+    with_alone = any(case.alone is not None for case in summary.cases)
+    columns += ["VLM alone"] if with_alone else []
     rows = tuple(
-        Row(_case_cells(case, summary, variants, with_regret, with_space), case.status, case.trace)
+        Row(
+            _case_cells(case, summary, variants, with_regret, with_space)
+            + ((case.alone or "",) if with_alone else ()),
+            case.status, case.trace, case.alone_trace if with_alone else None,
+        )
         for case in summary.cases
-    )
+    )  # fmt: skip
     statuses = ", ".join(f"{n} {status}" for status, n in summary.statuses.items())
     return Table(
         title="Cases",
-        lead=f"{statuses}; the name of a case leads to its trace",
+        lead=f"{statuses}; the name of a case leads to its trace"
+        + (", the last cell to that of the model alone" if with_alone else ""),
         columns=tuple(columns),
         rows=rows,
         note=" ".join(f"{status}: {STATUS_TEXT[status]}." for status in summary.statuses),

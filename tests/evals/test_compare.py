@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,23 @@ def test_p_is_the_exact_sign_flip_value_and_holm_runs_over_the_quality_metrics()
     assert (regret.lower_is_better, regret.wins, regret.ties, regret.losses) == (True, 5, 1, 2)
 
 
+def test_regret_of_random_is_the_ratio_of_means_by_hand():
+    """Losses 0.1 and 0.3; random loses 0.5 in one case and 0.001, a near tie, in the other: 0.4 / 0.501, not 150."""
+
+    def judged(case_id, lost, random):
+        found = Regret(of_range=0.5, of_random=lost / random, true_risk=2 + lost, best=2, worst=3,
+                       random_mean=2 + random, win_vs_given=None, allowed=True)  # fmt: skip
+        return row(case_id, HALF, own=entry(HALF).model_copy(update={"regret": found}))
+
+    cases = [judged("1", 0.1, 0.5), judged("2", 0.3, 0.001)]
+    values = per_case(run_of(cases), "own", "regret_of_random", "raw")
+    assert sum(values.values()) / 2 == pytest.approx(0.4 / 0.501)
+    # compared over the cases in common, whatever else one run holds
+    a, b = side([*cases, judged("only-a", 9.0, 7.0)]), side([judged("1", 0.2, 0.5), judged("2", 0.0, 0.001)])
+    found = compare(a, b).difference("regret_of_random")
+    assert (found.mean_a, found.mean_b) == (pytest.approx(0.4 / 0.501), pytest.approx(0.2 / 0.501))
+
+
 def test_epochs_are_averaged_within_a_case_first():
     a = side([row("1", RIGHT, 1), row("1", WRONG, 2), row("2", RIGHT, 1), row("2", RIGHT, 2)])
     assert per_case(a.run, "own", "f1", "raw") == {"1": 0.5, "2": 1.0}
@@ -145,6 +163,17 @@ def test_a_gate_fails_where_cases_are_missing_or_nothing_was_compared():
     assert failed_gates(found, {"f1": -0.5}) == ["1 cases of A are missing in B."]
     with pytest.raises(InputError, match="metric regret could not be compared"):
         failed_gates(found, {"regret": 0.0})
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_an_evaluation_that_is_not_complete_is_named_and_fails_every_gate(which):
+    a, b = (side([row(str(i), RIGHT) for i in range(3)]) for _ in range(2))
+    broken = replace(a.run, complete=False)
+    found = compare(Side(broken, "own"), b) if which == "A" else compare(a, Side(broken, "own"))
+    assert found.incomplete == (which,)
+    assert f"The evaluation {which} is not complete" in comparison_markdown(found)
+    assert failed_gates(found, {"f1": -0.5}) == [f"The evaluation {which} is not complete."]
+    assert failed_gates(found, {}) == []
 
 
 @pytest.mark.parametrize(

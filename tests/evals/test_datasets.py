@@ -9,6 +9,7 @@ import numpy as np
 import openpyxl
 import pytest
 
+from evals.baselines import RandomAllowed, RulesOnly
 from evals.datasets import load_dataset
 from evals.datasets.hcc_tace_seg import gold_variants
 from evals.datasets.phantom import PhantomCase, excluded, nominal_liver_percent, settings, training_cases
@@ -21,7 +22,7 @@ from models.phantom.patient import draw_patient
 from models.phantom.response import respond
 from models.protocol import Protocol
 from models.volume import Volume
-from tools.check_rules import check_rules
+from tools.check_rules import check_rules, judge_protocols
 from tools.workspace import Workspace
 
 TABLE = "clinical/HCC-TACE-Seg_clinical_data-V2.dev.xlsx"
@@ -57,6 +58,25 @@ def test_gold_is_the_allowed_protocol_of_lowest_true_risk_by_brute_force() -> No
     assert case.truth.given_log_hazard == respond(case.patient, case.given).log_hazard
     assert case.survival is not None
     assert case.survival.months > 0
+
+
+def test_strict_rules_are_those_of_gold_and_of_baselines_too(tmp_path: Path) -> None:
+    """A hearing loss warns of Cisplatin, and blocks it under ``--strict``: nothing else is lost."""
+    file = written(tmp_path / "mine.jsonl", [{"case_id": "a", "gold": "-", "record": {"hearing_loss": True}}])
+    plain, strict = (load_dataset("own", data=file, strict=on).cases[0] for on in (False, True))
+    assert (plain.space.strict, strict.space.strict) == (False, True)
+    assert set(plain.allowed) - set(strict.allowed) == {p for p in plain.allowed if "Cisplatin" in p.drugs} != set()
+    for seed in range(60):
+        assert RandomAllowed(seed).propose(strict) in strict.allowed
+    assert RulesOnly(0).propose(strict) in strict.allowed
+    phantom, other = (load_dataset("phantom", limit=1, strict=on) for on in (True, False))
+    assert phantom.content_hash != other.content_hash
+    case = phantom.cases[0]
+    assert case.truth is not None
+    assert case.truth.protocols == case.allowed
+    sample = random.Random(1).sample(list(case.space.protocols), 100)
+    judged = judge_protocols(case.case_id, case.facts, sample, case.space.profile, True, "complete").verdicts
+    assert {p for p, v in zip(sample, judged, strict=True) if v.allowed} == set(sample) & set(case.allowed)
 
 
 def test_the_case_folder_holds_no_truth_and_its_rules_are_those_of_the_truth(tmp_path: Path) -> None:
@@ -251,8 +271,9 @@ def test_own_cases_are_read_from_lines(tmp_path: Path) -> None:
     assert data.variants == ("gold",)
     assert sorted(name for fold in data.folds for name in fold) == ["a", "b", "c"]
     assert load_dataset("own", data=tmp_path / "mine.jsonl").content_hash == data.content_hash
-    changed = [{**ROWS[0], "gold": "THP; Lipiodol"}, *ROWS[1:]]
-    assert load_dataset("own", data=written(tmp_path / "mine.jsonl", changed)).content_hash != data.content_hash
+    for change in ({"gold": "THP; Lipiodol"}, {"given": "Cisplatin; Lipiodol"}, {"record": {"bclc": "C"}}):
+        changed = written(tmp_path / "mine.jsonl", [{**ROWS[0], **change}, *ROWS[1:]])
+        assert load_dataset("own", data=changed).content_hash != data.content_hash, change
 
 
 def test_own_cases_are_read_from_a_table_with_case_folders(tmp_path: Path) -> None:

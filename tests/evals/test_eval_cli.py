@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 import shutil
+import socket
 from pathlib import Path
 
+import numpy as np
 import openpyxl
 import pytest
 from typer.core import TyperGroup
@@ -15,12 +17,16 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from agent.cli.main import app
+from agent.trace import read_trace
+from evals.baselines import NAMES as BASELINE_NAMES
 from evals.cli import GATE
 from evals.datasets import NAMES, load_dataset
+from evals.datasets.phantom import PhantomCase, draw_cases, settings
 from evals.report.summary import Summary
 from evals.results import read_run
 from models.formulary import Formulary
 from prompts.loader import prompt_root
+from prompts.sets import load_prompt_set
 from tests.agent.fake_tools import make_case
 from tests.agent.llm_script import choices, outside_fences, script, unknown, write_backends
 from tests.agent.loopback import LoopbackServer, error
@@ -107,6 +113,14 @@ def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt
     # The model alone, with the paper's prompts: Raltitrexed | Lipiodol, half of every gold.
     assert first.boards[0].line("alone").figures["f1"].mean == pytest.approx(0.5)
 
+    # The model alone was asked once a case at most, and for its protocol only.
+    assert 0 < first.boards[0].line("alone").figures["requests"].mean <= 1.0
+    run = read_run(tmp_path / "a")
+    assert {d.node for row in run.rows for d in read_trace(tmp_path / "a" / row.alone_trace) if d.requests} == {
+        "propose"
+    }
+    assert run.spec.conditions["prompts of the model alone"] == load_prompt_set("paper-vlm-in-house").content_hash
+
     found = json.loads(mewm("compare", tmp_path / "a", tmp_path / "b", "--json").stdout)
     difference = next(d for d in found["differences"] if d["metric"] == "f1")
     # By hand: three cases lose half, one gains half. Of 16 sign patterns 10 have a mean as far from 0.
@@ -132,6 +146,31 @@ def test_a_backend_that_is_down_gives_empty_answers_and_the_fallback_beside_them
     assert fallback.figures["f1"].mean > 0.0
     assert summary.boards[0].line("alone").empty == 2
     assert "counted as no answer" in " ".join(summary.notes)
+
+
+def test_a_name_that_nothing_knows_counts_against_the_model_alone_and_is_not_asked_about_again(
+    own, tmp_path, monkeypatch
+):
+    """Cisplatin, Wonderdrug and Lipiodol: precision 2/3 where gold is Cisplatin | Lipiodol, one request a case."""
+
+    def said(request):
+        drugs = (
+            ("Cisplatin", "Wonderdrug") if "radiation oncologist" in outside_fences(request.text) else ("Cisplatin",)
+        )
+        return {"drugs": choices(*drugs), "embolics": choices("Lipiodol"), "reserve_drugs": [], "reserve_embolics": []}
+
+    with LoopbackServer(script(Observation=OBSERVATION, Proposal=said)) as server:
+        monkeypatch.setenv("MEWM_BACKENDS", str(write_backends(tmp_path / "mine.yaml", {"mine": server.entry()})))
+        result = run_with(server, own, tmp_path / "run", tmp_path / "cache", "--limit", 3)
+    summary = Summary.model_validate_json(result.stdout)
+    line = summary.boards[0].line("alone")
+    assert line.figures["precision"].mean == pytest.approx(2 / 3)
+    assert line.figures["f1"].mean == pytest.approx(4 / 5)
+    assert line.micro_f1 == pytest.approx(4 / 5)
+    assert (line.empty, line.unknown) == (0, 3)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "Names outside the action set, each a false positive: VLM alone, the paper's prompts 3." in report
+    assert "unknown: Wonderdrug](cases/patient-0/1/alone/trace.jsonl)" in report
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +204,73 @@ def test_an_evaluation_is_listed_reported_resumed_and_bundled(evaluated, tmp_pat
     page = (tmp_path / "bundle" / "index.html").read_text()
     assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=[\"'](?:https?:)?//", page)
     mewm("bundle", evaluated, "--out", tmp_path / "bundle", code=2)
+
+
+def test_no_test_of_evaluations_reaches_another_machine(network):
+    with pytest.raises(ConnectionRefusedError, match=r"reached out to 192\.0\.2\.1"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    assert network == ["192.0.2.1"]
+    network.clear()
+
+
+def without_times(report: Path):
+    """A report's content without what a clock decides."""
+    clock = {"seconds", "created", "by_node"}
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items() if key not in clock}
+        return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+    return plain(json.loads(report.read_text()))
+
+
+def test_resume_ends_an_evaluation_that_was_cut_off_with_the_report_of_an_unbroken_one(own, evaluated, tmp_path):
+    """What a kill leaves: two of four answers, no finished log, no report."""
+    folder = tmp_path / "first"
+    shutil.copytree(evaluated, folder)
+    for name in ("patient-1", "patient-3"):
+        shutil.rmtree(folder / "cases" / name)
+    for path in [*folder.glob("logs/*"), *folder.glob("report.*")]:
+        path.unlink()
+    assert "has no log yet: go on with `mewm eval resume" in mewm("report", folder, code=4).stderr.replace("\n", " ")
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("cases/*/*/answer.json")}
+    assert len(before) == 2
+    assert "2 answers were there already." in mewm("resume", folder).stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert without_times(folder / "report.json") == without_times(evaluated / "report.json")
+
+
+def test_every_baseline_stands_in_the_table_of_a_small_phantom_run(tmp_path, monkeypatch):
+    """Two patients before any simulation. The learned ones learn from few here: that they are there is what counts."""
+    few = tuple(case for case, _ in zip(
+        (c for c in draw_cases(settings().training_first_seed) if isinstance(c, PhantomCase)), range(6), strict=False
+    ))  # fmt: skip
+
+    class LeastRisk:
+        def __init__(self, labels, seed):
+            self.labels = labels
+
+        def risks(self, case, protocols):
+            return np.arange(len(protocols), dtype=float)
+
+    monkeypatch.setattr("evals.baselines.training_cases", lambda: few)
+    monkeypatch.setattr("evals.baselines.DirectRegressor", LeastRisk)
+    result = mewm("run", "phantom", "--limit", 2, "--stage", "propose", "--out", tmp_path / "run")
+    shown = result.stdout
+    for name in BASELINE_NAMES:
+        assert re.search(rf"^ *{name}: ", shown, re.M), name
+    assert re.search(r"^ *policy before any simulation \(guideline\) ", shown, re.M)
+    assert "VLM alone, the paper's prompts: not run: no endpoint is configured" in shown
+    (board,) = Summary.model_validate_json((tmp_path / "run" / "report.json").read_text()).boards
+    assert [line.who for line in board.lines] == ["own", *BASELINE_NAMES, "alone"]
+    for line in board.lines[:-1]:
+        assert (line.n, line.empty) == (2, 0), line.who
+        assert 0.0 <= line.figures["f1"].mean <= 1.0
+        assert 0.0 <= line.figures["regret"].mean <= 1.0
+    for case in load_dataset("phantom", limit=2).cases:  # the first allowed one, as its regressor says
+        row = next(row for row in read_run(tmp_path / "run").rows if row.case_id == case.case_id)
+        assert row.baselines["regressor"].by_variant["best"].protocol == case.allowed[0]
 
 
 def test_the_same_command_goes_on_and_another_one_is_refused(own, evaluated):

@@ -167,6 +167,8 @@ def test_doses_are_judged_by_the_formulary_where_gold_has_some() -> None:
     assert within("Cisplatin 40 mg; Doxorubicin 50 mg; Lipiodol 10 ml") == 1.0
     assert within("Cisplatin 40 mg; Doxorubicin 120 mg") == 0.5
     assert within("Cisplatin; Mitomycin 10 mg") == 0.0  # no dose, and no doxorubicin
+    assert within("Cisplatin; Doxorubicin") is None  # agents only: nobody stated a dose that could be wrong
+    assert score_protocol(None, gold, ALL).dose_within is None
     on_beads = ALL.parse("Doxorubicin 75 mg; LC Beads")
     assert within("Doxorubicin 120 mg; LC Beads", on_beads) == 1.0
     assert within("Doxorubicin 120 mg", on_beads) == 0.0

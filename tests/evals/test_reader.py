@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +37,26 @@ GOLD = protocol(["Raltitrexed", "Lobaplatin"], ["Lipiodol", "Gelatin sponge"])
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> EvalRun:
     """Three cases of the dataset `own`, planned over a scripted world."""
-    root = tmp_path_factory.mktemp("reader")
+    return planned(tmp_path_factory.mktemp("reader"), images=(True, True, True))
+
+
+def planned(root: Path, images: tuple[bool, ...], limit: int | None = None) -> EvalRun:
+    """An evaluation of the dataset `own`, a row for each of `images`, on the cases that have one."""
     lines = []
-    for index in range(3):
-        make_case(root / f"case-{index}", f"patient-{index}")
-        lines.append({"case_id": f"patient-{index}", "gold": "Cisplatin | Lipiodol", "case": f"case-{index}"})
+    for index, image in enumerate(images):
+        lines.append({"case_id": f"patient-{index}", "gold": "Cisplatin | Lipiodol"})
+        if image:
+            make_case(root / f"case-{index}", f"patient-{index}")
+            lines[-1]["case"] = f"case-{index}"
     file = root / "own.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     data = load_dataset("own", data=file)
+    data = replace(data, cases=tuple(case for case in data.pool if case.has_image)[:limit])
 
     def make(run, facts, stop):
         return fake_services(FakeWorld(run.folder / "log"))(run, facts, stop)
 
-    told = spec(data, dataset="own", data=str(file), actions=data.space.actions)
+    told = spec(data, dataset="own", data=str(file), actions=data.space.actions, limit=limit)
     agent = PlannerAgent(SETTINGS, shared(make))
     return run_evaluation(root / "run", told, data, agent, lambda _: BaselineAnswers(answers={}, not_run={}))
 
@@ -72,6 +80,11 @@ def test_the_form_shows_cases_without_names_and_the_key_stays_apart(run, tmp_pat
     assert make_reader(run.folder, tmp_path / "two", limit=2, seed=1).cases == key.cases[:2]
     with pytest.raises(InputError, match="is not empty"):
         make_reader(run.folder, tmp_path / "study")
+
+
+def test_a_limit_counts_the_cases_with_images_wherever_their_rows_stand(tmp_path):
+    key = make_reader(planned(tmp_path, images=(False, True, True), limit=1).folder, tmp_path / "study")
+    assert [case.case_id for case in key.cases] == ["patient-1"]
 
 
 def test_an_evaluation_without_plans_gives_no_study(run, tmp_path):

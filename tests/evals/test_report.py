@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from sksurv.metrics import integrated_brier_score
+from sksurv.util import Surv
 
 from evals.metrics import micro_f1
 from evals.report.calibration import calibration_of
@@ -16,9 +19,9 @@ from evals.report.charts import Curve, Mark, calibration_svg, interval_svg, scat
 from evals.report.markdown import report_markdown
 from evals.report.page import report_html, report_json, write_reports
 from evals.report.summary import Summary, summarise
-from evals.report.survival import survival_panel
+from evals.report.survival import survival_panel, survival_text
 from evals.report.tables import all_tables
-from evals.results import NodeUse, SimulatedRisk, Survival, Usage
+from evals.results import NodeUse, RiskCurve, SimulatedRisk, Survival, Usage
 from models.errors import InputError
 from tests.evals.fake_dataset import SPACE
 from tests.evals.test_compare import GOLD, HALF, RIGHT, WRONG, entry, row, run_of
@@ -94,6 +97,20 @@ def test_a_second_run_is_a_line_of_its_own_and_runs_on_other_data_are_refused(ru
         summarise([run_of([])])
 
 
+def test_cases_that_one_of_two_runs_lacks_are_listed_by_name(run):
+    """The lead has the cases 0 to 4; the other lacks 3 and 4, has one of its own, and is not complete."""
+    answers = [row(name, RIGHT, regret=0.0) for name in ("0", "1", "2", "stranger")]
+    other = replace(run_of(answers, name="other", prompts="p2"), complete=False)
+    summary = summarise([run, other], draws=300)
+    assert {v.missing for v in summary.versus if v.label.endswith("[other]")} == {("3", "4", "stranger")}
+    assert {v.missing for v in summary.versus if not v.label.endswith("[other]")} == {()}
+    text = report_markdown(summary)
+    assert "[other]: 3, 4, stranger." in text
+    assert "[other] lacks 2 cases of the first evaluation: 3, 4." in text
+    assert "[other] has 1 cases that the first evaluation lacks: stranger." in text
+    assert "[other] is not complete" in text
+
+
 def test_markdown_and_json_hold_the_same_figures(summary):
     text = report_markdown(summary)
     assert "| MeWM planner (guideline) | 5 | 52.0 [" in text
@@ -160,16 +177,52 @@ def test_calibration_is_the_slope_within_cases_by_hand():
 def test_the_survival_panel_splits_at_the_median_simulated_risk():
     """Risk orders death times perfectly: c-index 1, the high-risk curve below the other."""
 
-    def patient(i):
-        risks = (SimulatedRisk(protocol=HALF.key, simulated=float(i), se=None),)
+    def patient(i, assessed=HALF):
+        risks = (SimulatedRisk(protocol=assessed.key, simulated=float(i), se=None),)
         return row(str(i), RIGHT, given=HALF, risks=risks, survival=Survival(months=40.0 - 3 * i, died=True))
 
-    panel = survival_panel(run_of([patient(i) for i in range(10)]))
+    # RIGHT is chosen: its risk says nothing about those who were given HALF, and they are in no figure
+    others = [patient(i, assessed=RIGHT) for i in range(20, 23)]
+    panel = survival_panel(run_of([*(patient(i) for i in range(10)), *others]))
     assert panel.scores.harrell.mean == 1.0
-    assert panel.given_assessed == 10
+    assert (panel.scores.n, panel.not_assessed) == (10, 3)
+    assert "3 patients for whom the search did not assess it are in no figure" in survival_text(panel)
+    assert "integrated_brier (there are no predicted survival curves)" in survival_text(panel)
+    assert panel.ipcw.low <= panel.ipcw.mean == panel.scores.ipcw <= panel.ipcw.high
+    assert panel.mean_auc.low <= panel.mean_auc.mean == panel.scores.mean_auc <= panel.mean_auc.high
+    # Nelson-Aalen by hand: five deaths, one at a time.
+    assert panel.higher_hazard.values == pytest.approx(np.cumsum([1 / 5, 1 / 4, 1 / 3, 1 / 2, 1]))
     assert (panel.lower.at_risk, panel.higher.at_risk) == (5, 5)
     assert max(panel.higher.months) < min(panel.lower.months)
     assert survival_panel(run_of([patient(i) for i in range(5)])) is None
+
+
+def test_the_brier_score_is_that_of_the_plans_curves_at_the_risk_of_what_was_given():
+    """Exponential survival: the curve is drawn at another log-risk and has to be brought to that of the given one."""
+    rng = np.random.default_rng(3)
+    risk = rng.normal(0.0, 1.0, 40)
+    months = rng.exponential(12.0 / np.exp(risk)) + 0.1
+    died = rng.random(40) < 0.8
+    grid = np.arange(0.0, 200.0, 0.5)
+
+    def patient(i, chosen, last=None):
+        told = tuple(float(s) for s in np.exp(-grid[:last] / 12.0 * np.exp(chosen)))
+        return row(
+            str(i), RIGHT, given=HALF, risks=(SimulatedRisk(protocol=HALF.key, simulated=float(risk[i]), se=None),),
+            curve=RiskCurve(log_risk=chosen, months=tuple(map(float, grid[:last])), survival=told),
+            survival=Survival(months=float(months[i]), died=bool(died[i])),
+        )  # fmt: skip
+
+    panel = survival_panel(run_of([patient(i, chosen=-0.7) for i in range(40)]))
+    follow = Surv.from_arrays(died, months)
+    times = np.array(panel.scores.times)
+    at = grid[np.searchsorted(grid, times, side="right") - 1]
+    expected = integrated_brier_score(follow, follow, np.exp(-at[None] / 12.0 * np.exp(risk)[:, None]), times)
+    assert panel.scores.integrated_brier == pytest.approx(expected)
+    assert "integrated Brier score" in survival_text(panel)
+    short = survival_panel(run_of([patient(i, chosen=-0.7, last=3) for i in range(40)]))
+    assert short.scores.integrated_brier is None
+    assert "the predicted survival curves end at 1 months" in survival_text(short)
 
 
 def test_empty_charts_are_empty_and_drawn_ones_are_well_formed():
@@ -180,6 +233,7 @@ def test_empty_charts_are_empty_and_drawn_ones_are_well_formed():
         strip_svg({"a": [0.1, 0.9], "b": []}, "regret", "a"),
         scatter_svg([("a", 0.0, 0.5, True), ("b", 0.0, 0.5, False)], "seconds", "F1"),
         survival_svg([Curve("a", (1.0, 2.0), (0.8, 0.5), (0.7, 0.4), (0.9, 0.6), 5)]),
+        survival_svg([Curve("a", (1.0, 2.0), (0.2, 1.7), (), (), 5)], hazard=True),
         calibration_svg([(0.0, 0.1), (1.0, 0.9)], "simulated", "true"),
     ]
     for svg in drawn:
