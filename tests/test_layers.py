@@ -69,13 +69,13 @@ def test_the_truth_is_named_only_where_it_is_written_or_judged() -> None:
 
 
 def test_agent_never_imports_the_engine() -> None:
-    """Nor does any command but those that train networks, fit the clinical model or measure the weights."""
+    """Nor does any command but those that train networks, fit the clinical model, measure weights or make a pool."""
     users = {
         str(path.relative_to(ROOT))
         for path in sources("agent")
         if any(name.startswith(ENGINE_ROOM) for name in imports(path))
     }
-    assert users == {"agent/cli/train.py", "agent/cli/clinical.py", "agent/cli/evaluate.py"}
+    assert users == {f"agent/cli/{name}.py" for name in ("train", "clinical", "evaluate", "data")}
 
 
 def test_loading_the_graph_and_the_tools_does_not_load_the_truth() -> None:

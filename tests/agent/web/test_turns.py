@@ -127,18 +127,24 @@ def test_a_bug_is_raised_to_who_follows_and_told_without_details(world, conversa
 def test_network_tools_of_two_conversations_never_run_at_once(world):
     busy, most = [0], [0]
 
-    def slow(case_id: str, protocols: list[str], seeds: list[int], steps: int | None) -> object:
+    def slow(**arguments: object) -> object:
         busy[0] += 1
         most[0] = max(most[0], busy[0])
         time.sleep(0.05)
         busy[0] -= 1
-        return real(case_id, protocols, seeds, steps)
+        return real(**arguments)
 
     real = world.world.tools["simulate_tumor"].function
     world.world.tools["simulate_tumor"].function = slow
     settings = world.chat(case="anna").desk.settings
     path = world.cases / "anna"
-    given = {"case_id": "case", "protocols": ["Cisplatin | Lipiodol"], "seeds": [0], "steps": None}
+    given = {
+        "case_id": "case",
+        "protocols": ["Cisplatin | Lipiodol"],
+        "seeds": [0],
+        "steps": None,
+        "last_comparison": False,
+    }
     both = [in_turn(world.tools(path, {}, world.folder / name, settings)) for name in ("a", "b")]
     workers = [threading.Thread(target=tools["simulate_tumor"].call, kwargs=given) for tools in both * 3]
     for worker in workers:
