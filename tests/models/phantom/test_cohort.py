@@ -71,7 +71,6 @@ def test_the_demo_case_is_kept_while_it_is_right_and_else_written_anew(tmp_path:
         "an older phantom": lambda: _say(out, origin_note="synthetic phantom (models/phantom, version 0, seed 182)"),
         "a damaged image": lambda: (out / "pre_portal.nii.gz").write_bytes(b"x"),
         "a missing image": lambda: (out / "pre_portal.nii.gz").unlink(),
-        "no JSON": lambda: (out / "case.json").write_text("{", encoding="utf-8"),
         "another schema": lambda: _say(out, schema_version=0),
     }
     for what, damage in spoil.items():
@@ -88,6 +87,10 @@ def test_a_case_of_somebody_else_is_never_overwritten_by_the_demo(tmp_path: Path
     (tmp_path / "demo" / "pre_portal.nii.gz").unlink()
     with pytest.raises(InputError, match="is a case of its own and not the demo case"):
         cohort.write_demo_case(tmp_path / "demo")
+    (tmp_path / "demo" / "case.json").write_text("{", encoding="utf-8")  # whose it was nobody can tell
+    with pytest.raises(InputError, match="is a case of its own and not the demo case"):
+        cohort.write_demo_case(tmp_path / "demo")
+    assert (tmp_path / "demo" / "case.json").read_text(encoding="utf-8") == "{"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(CaseError, match="exists already"):
