@@ -35,8 +35,11 @@ def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, 
     try:
         content = path.read_bytes()
         with safe_open(path, framework="pt") as file:
-            trained = _settings(name, json.JSONDecoder().raw_decode(file.metadata()["fingerprint"], len(name) + 1)[0])
-        asked = _settings(name, preset.model_dump(mode="json"))
+            text, decoder = file.metadata()["fingerprint"], json.JSONDecoder()
+            sizes, end = decoder.raw_decode(text, len(name) + 1)
+            training, _ = decoder.raw_decode(text, end + 1)
+        trained = _settings(name, sizes, training)
+        asked = _settings(name, preset.model_dump(mode="json"), getattr(preset.training, name).model_dump(mode="json"))
         if other := [f"{key}={trained[key]}" for key in trained.keys() & asked.keys() if trained[key] != asked[key]]:
             raise WeightsError(
                 f"{path} was trained with {' and '.join(sorted(other))}: give the same preset and the same --set here."
@@ -54,13 +57,16 @@ def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, 
     return network.requires_grad_(False).eval(), hashlib.sha256(content).hexdigest()[:12]
 
 
-def _settings(name: PartName, preset: dict[str, Any]) -> dict[str, Any]:
-    """What the weights of a network mean something with, by the key that `--set` takes.
+def _settings(name: PartName, preset: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """What the weights of a network mean something with, by the key that `--set` takes, and what they were taught.
+
+    How long and how fast they were trained is left out: that the recorded command says.
 
     A setting that only one of two presets has is no difference: presets gain settings, with the old way as default.
     """
     own = {f"{name}.{key}": value for key, value in preset[name].items() if key not in FREE}
-    return own | {key: preset[key] for key in COMMON}
+    taught = {f"training.{name}.options.{key}": value for key, value in training["options"].items()}
+    return own | {key: preset[key] for key in COMMON} | taught
 
 
 def load_trained_autoencoder(run: Path, preset: Preset) -> tuple[Autoencoder, str]:

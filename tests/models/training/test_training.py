@@ -338,6 +338,21 @@ def test_a_setting_that_no_weight_shows_is_compared_with_the_training(
             train_part("segmenter", pool, forgotten, tmp_path, seed=0, steps=1, cadence=QUIET)
 
 
+def test_weights_are_not_exported_under_another_training_than_they_had(
+    pool: FakePool, tiny: Preset, tmp_path: Path
+) -> None:
+    """Else weights trained with contrastive learning could be passed off as trained without it."""
+    for trained in ("autoencoder", "denoiser"):
+        train_part(trained, pool, tiny, tmp_path, seed=0, steps=1, cadence=QUIET, mixed_precision=False)
+    settings = tiny.model_dump()
+    settings["training"]["denoiser"]["minutes"] += 1  # how long is the command's to say
+    load_trained("denoiser", tmp_path, Preset.model_validate(settings))
+    was = settings["training"]["denoiser"]["options"]["contrast_weight"]
+    settings["training"]["denoiser"]["options"]["contrast_weight"] = was + 1.0
+    with pytest.raises(WeightsError, match=rf"was trained with training\.denoiser\.options\.contrast_weight={was}: "):
+        load_trained("denoiser", tmp_path, Preset.model_validate(settings))
+
+
 def test_a_trained_file_without_its_settings_is_one_sentence(tiny: Preset, tmp_path: Path) -> None:
     (tmp_path / "survival").mkdir()
     save_file(build_network("survival", tiny).state_dict(), tmp_path / "survival" / FINAL)
