@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent.settings import PlannerSettings
 from evals.datasets import EvalCase
 from evals.metrics import reachable, recall_of, score_protocol, violations
-from evals.results import Answer, BaselineAnswers, BaselineEntry, CaseRow, Entry, Space, Status, Survival
+from evals.results import Answer, BaselineAnswers, BaselineEntry, CaseRow, Entry, Space, Status, Survival, said
 from models.formulary import Formulary
 from models.protocol import Protocol
 from tools.check_rules import judge_protocols
@@ -78,11 +78,11 @@ def _entry(
 ) -> Entry:
     formulary = case.space.formulary
     golds = {name: gold for name, gold in case.gold.items() if variant in (None, name)}
-    said = [*(protocol.items if protocol else ()), *unknown] if unknown else protocol
+    answer = said(protocol, unknown)
     return Entry(
         protocol=protocol,
         unknown=unknown,
-        scores={name: score_protocol(said, gold, formulary) for name, gold in golds.items()},
+        scores={name: score_protocol(answer, gold, formulary) for name, gold in golds.items()},
         # nobody can give an agent that nothing knows: a missing choice
         regret=None if case.truth is None else case.truth.judge(None if unknown else protocol),
         violations=None if protocol is None else violations(protocol, rules),

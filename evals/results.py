@@ -206,6 +206,11 @@ class BaselineAnswers(ResultModel):
     not_run: dict[str, str]
 
 
+def said(protocol: Protocol | None, unknown: tuple[str, ...]) -> Protocol | list[str] | None:
+    """Everything that was answered, as scores take it: a protocol, or with unknown names beside it all names."""
+    return [*(protocol.items if protocol else ()), *unknown] if unknown else protocol
+
+
 class Entry(ResultModel):
     """One contestant's protocol for one case, judged."""
 
@@ -214,11 +219,6 @@ class Entry(ResultModel):
     scores: dict[str, ProtocolScore] = Field(description="by gold variant")
     regret: Regret | None = Field(description="None where the truth is not known")
     violations: Violations | None = Field(description="None where there is no protocol")
-
-    @property
-    def said(self) -> Protocol | list[str] | None:
-        """Everything that was answered, as scores take it."""
-        return [*(self.protocol.items if self.protocol else ()), *self.unknown] if self.unknown else self.protocol
 
 
 class BaselineEntry(ResultModel):

@@ -17,7 +17,7 @@ from evals.measures import METRICS, metric_value, per_case
 from evals.metrics import item_counts, micro_f1
 from evals.report.calibration import Calibration, calibration_of
 from evals.report.survival import SurvivalPanel, survival_panel
-from evals.results import STATUS_TEXT, Entry, EvalRun, NodeUse, ResultModel, RunSpec, Status
+from evals.results import STATUS_TEXT, Entry, EvalRun, NodeUse, ResultModel, RunSpec, Status, said
 from evals.statistics import bootstrap_mean, holm, paired_difference
 from models.errors import InputError
 from models.formulary import Formulary
@@ -273,7 +273,9 @@ def _lines(
             if (figure := _figure(per_case(run, mine, name, variant), seed, draws)) is not None
         }
         entries = run.entries(mine, variant)
-        pairs = [(entry.said, row.gold[variant]) for row, entry in entries if variant in row.gold]
+        pairs = [
+            (said(entry.protocol, entry.unknown), row.gold[variant]) for row, entry in entries if variant in row.gold
+        ]
         lines.append(
             Line(
                 who=who,
