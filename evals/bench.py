@@ -6,8 +6,8 @@ The public script's loop (`loop_like_the_public_script`): B beams that start equ
 every agent that the conflict rules allow with T replicas, one simulation at a time in fp32; nothing is reused between
 beams, whole patches are decoded and segmented, and the scan before treatment is encoded for every simulation; networks
 stay loaded.
-Ours is the `beam` strategy as `mewm plan` runs it. Both use the same weights, sampling steps, T, B, horizons and
-action set.
+Ours is the `beam` strategy as `mewm plan` runs it. Both use the same weights, T, B, horizons and action set, and the
+same sampling steps, but for our last comparison, which takes the preset's steps for finalists and is part of our time.
 The second loop is the same one at our precision, which separates the gain of reuse and batching from that of bf16.
 """
 
