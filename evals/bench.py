@@ -37,6 +37,7 @@ from agent.services import make_services
 from agent.settings import PlannerSettings
 from evals.bench_engine import bench_engine, whole_patches
 from models.engine import Device, Engine, Precision, Prepared
+from models.engine_thread import in_engine_thread
 from models.errors import RunError
 from models.networks.precision import autocast
 from models.phantom.cohort import write_demo_case
@@ -83,6 +84,7 @@ def our_search(case: Path, folder: Path, settings: PlannerSettings) -> tuple[Tim
     )
 
 
+@in_engine_thread
 def encode_before(engine: Engine, prepared: Prepared) -> None:
     """What the public script computes of the scan before treatment for every simulation; the engine keeps it."""
     scan = hu_to_unit(prepared.pre, engine.model.preset.hu_window)[:, None].to(engine.device)
@@ -235,7 +237,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="engine: sampling steps; by default the preset's")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)  # a pipe would be cut to 80 columns
     settings = PlannerSettings(beams=arguments.beams, replicas=arguments.replicas)
     if arguments.what == "engine":
         devices: list[Device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

@@ -11,10 +11,8 @@ same for every simulation of a case.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import math
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.clinical_record import ClinicalRecord
+from models.engine_thread import in_engine_thread
 from models.errors import InputError, TransientToolError
 from models.networks.action import encode_protocols
 from models.networks.denoiser import sample
@@ -61,13 +60,12 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
 Job = tuple[Protocol, int]
 
-BATCH = 8
+BATCH = 6
 REFERENCE_SPACING_MM = 1.5  # the networks' inputs count voxel sizes as log2(spacing / 1.5 mm)
 COARSEST = 3.0  # times the finest spacing: what the networks were trained for
 MOST_LESIONS = 3  # the training cohort has one to three; more would be extrapolated without limit
-BOX_MARGIN = 8  # voxels of surroundings that decoder and segmenter read beyond what a simulation can change
+BOX_MARGIN = 6  # voxels of surroundings that decoder and segmenter read beyond what a simulation can change
 _KEPT_CASES = 4
-_MALLOC = {"M_MMAP_THRESHOLD": (-3, 1 << 28), "M_TRIM_THRESHOLD": (-1, 1 << 29), "M_ARENA_MAX": (-8, 1)}  # <malloc.h>
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +128,7 @@ class Prepared:
 class Engine:
     """Batched inference with one world model on one device. One instance per process."""
 
+    @in_engine_thread
     def __init__(
         self,
         device: Device = "auto",
@@ -162,9 +161,12 @@ class Engine:
         if self.device == "cuda":
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
-        else:
-            _keep_freed_memory()
         self.model = model if model is not None else load_world_model(weights, self.device)
+        # with their channels last in memory they take less time on a CPU; most of it was in finding the best class
+        for network in (self.model.autoencoder, self.model.segmenter):
+            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch has no stub of it
+        # a CPU takes as long for each patch of a batch as for one alone: filling up would be wasted
+        self._segmenter_batch = 1 if self.device == "cpu" else batch
         self._kept: OrderedDict[str, Prepared] = OrderedDict()
 
     @property
@@ -192,6 +194,7 @@ class Engine:
         """Sampling steps of the preset in the last comparison of a plan."""
         return self.model.preset.denoiser.finalist_steps or self.steps
 
+    @in_engine_thread
     def prepare(
         self, volume: Volume, labels: NDArray[np.generic], record: ClinicalRecord, key: str | None = None
     ) -> Prepared:
@@ -289,32 +292,46 @@ class Engine:
             return
         count = len(prepared.patches)
         actions, texts = encode_protocols([protocol for protocol, _ in jobs], self.model.text_encoder)
-        spacing = torch.tensor([math.log2(patch.spacing_mm / REFERENCE_SPACING_MM) for patch in prepared.patches])
         slots = [(job, patch) for job in range(len(jobs)) for patch in range(count)]
         support = prepared.support
         pending: dict[int, list[NDArray[np.int16]]] = {}
         for start in range(0, len(slots), self.batch):
             part = slots[start : start + self.batch]
-            job = [entry[0] for entry in part]
-            patch = [entry[1] for entry in part]
-            noise = torch.stack([self._noise(prepared, p, jobs[j][1]) for j, p in part])
-            inputs = [
-                torch.tensor(patch), noise, prepared.latent[patch], prepared.mask[patch], actions[job], texts[job],
-                spacing[patch], prepared.profile[patch],
-            ]  # fmt: skip
-
-            def draw(where: Tensor, *tensors: Tensor) -> Tensor:
-                latent = sample(self.model.denoiser, *tensors, steps=steps)
-                return self.model.autoencoder.decode(self._cut(latent, [prepared.boxes[p] for p in where.tolist()]))
-
-            decoded = self._hu(self._batched(draw, inputs))
-            for (j, p), after in zip(part, decoded, strict=True):
+            job = [j for j, _ in part]
+            drawn = self._draw(
+                prepared, [p for _, p in part], [jobs[j][1] for j in job], actions[job], texts[job], steps
+            )
+            for (j, p), after in zip(part, drawn, strict=True):
                 box = prepared.boxes[p]
                 change = np.zeros(support.shape[1:], dtype=np.int16)
                 change[box] = np.rint(np.where(support[p][box], after - prepared.decoded[p], 0.0))
                 pending.setdefault(j, []).append(change)
                 if len(pending[j]) == count:
                     yield j, np.stack(pending.pop(j))
+
+    @in_engine_thread
+    def _draw(
+        self,
+        prepared: Prepared,
+        patches: list[int],
+        seeds: list[int],
+        actions: Tensor,
+        texts: Tensor,
+        steps: int | None,
+    ) -> NDArray[np.float32]:
+        """The boxes of N patches after treatment, (N, X, Y, Z) HU, for N seeds, action vectors and texts."""
+        spacing = [math.log2(prepared.patches[p].spacing_mm / REFERENCE_SPACING_MM) for p in patches]
+        noise = torch.stack([self._noise(prepared, p, seed) for p, seed in zip(patches, seeds, strict=True)])
+        inputs = [
+            torch.tensor(patches), noise, prepared.latent[patches], prepared.mask[patches], actions, texts,
+            torch.tensor(spacing), prepared.profile[patches],
+        ]  # fmt: skip
+
+        def draw(where: Tensor, *tensors: Tensor) -> Tensor:
+            latent = sample(self.model.denoiser, *tensors, steps=steps)
+            return self.model.autoencoder.decode(self._cut(latent, [prepared.boxes[p] for p in where.tolist()]))
+
+        return self._hu(self._batched(draw, inputs))
 
     def composite(self, prepared: Prepared, difference: NDArray[np.int16]) -> NDArray[np.int16]:
         """The simulated CT patches: before + feather * difference, (L, S, S, S) int16 HU."""
@@ -327,11 +344,13 @@ class Engine:
         """Simulated CT patches of each job, (L, S, S, S) int16 HU; see `simulate_differences`."""
         return [self.composite(prepared, d) for _, d in sorted(self.simulate_differences(prepared, jobs, steps))]
 
+    @in_engine_thread
     def reconstruct(self, patches: NDArray[np.generic]) -> NDArray[np.float32]:
         """CT patches (N, S, S, S) in HU as the autoencoder reproduces them, before quantisation."""
         latent = self._batched(self.model.autoencoder.encode, [self._unit(patches)])
         return self._hu(self._batched(self.model.autoencoder.decode, [latent]))
 
+    @in_engine_thread
     def segment(
         self, patches: NDArray[np.generic], before: NDArray[np.generic], mask: NDArray[np.bool_]
     ) -> NDArray[np.uint8]:
@@ -350,11 +369,12 @@ class Engine:
         """
 
         def classes(*channels: Tensor) -> Tensor:
-            logits: Tensor = self.model.segmenter(segmenter_input(*channels))
+            scans = segmenter_input(*channels).contiguous(memory_format=torch.channels_last_3d)
+            logits: Tensor = self.model.segmenter(scans)
             return logits.argmax(dim=1).to(torch.uint8)
 
         inputs = [self._unit(patches)[:, 0], self._unit(before)[:, 0], torch.from_numpy(np.asarray(mask, dtype=bool))]
-        result: NDArray[np.uint8] = self._batched(classes, inputs).numpy()
+        result: NDArray[np.uint8] = self._batched(classes, inputs, size=self._segmenter_batch).numpy()
         return result
 
     def segment_near(self, prepared: Prepared, scans: Sequence[NDArray[np.generic]]) -> list[NDArray[np.uint8]]:
@@ -402,6 +422,7 @@ class Engine:
         window = preset.training.localiser.crop
         return segment_whole(logits, volume, window, WIDE_SPACING_MM, preset.hu_window, self.batch)
 
+    @in_engine_thread
     def log_risk(
         self,
         prepared: Prepared,
@@ -481,39 +502,31 @@ class Engine:
         result: NDArray[np.float32] = ((unit[:, 0] + 1.0) * (0.5 * (high - low)) + low).numpy()
         return result
 
-    def _batched(self, network: Callable[..., Tensor], inputs: Sequence[Tensor], *, exact: bool = False) -> Tensor:
-        """Runs a network over the first axis in batches of exactly `batch`; the result lies on the CPU.
+    @in_engine_thread
+    def _batched(
+        self, network: Callable[..., Tensor], inputs: Sequence[Tensor], *, exact: bool = False, size: int | None = None
+    ) -> Tensor:
+        """Runs a network over the first axis in batches of exactly one size; the result lies on the CPU.
 
         Args:
             network: what to run.
             inputs: tensors with the same first axis.
+            size: of the batches; None is `batch`.
             exact: float32 even where the engine computes in bfloat16. A risk needs it: bfloat16 has steps of 0.008
                 near 1, as large as the differences between protocols.
         """
         half = self.precision == "bf16" and not exact
-        total = inputs[0].shape[0]
+        total, size = inputs[0].shape[0], size or self.batch
         results = []
         with _device_errors(self.device), torch.inference_mode(), autocast(self.device, half):
-            for start in range(0, total, self.batch):
-                part = [tensor[start : start + self.batch] for tensor in inputs]
-                missing = self.batch - part[0].shape[0]
+            for start in range(0, total, size):
+                part = [tensor[start : start + size] for tensor in inputs]
+                missing = size - part[0].shape[0]
                 if missing:
                     part = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in part]
                 out = network(*[tensor.contiguous().to(self.device) for tensor in part])
-                results.append(out[: self.batch - missing].cpu())
+                results.append(out[: size - missing].cpu())
         return torch.cat(results)
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep up to 512 MB of freed memory for the next layer of a network; other C libraries are left alone.
-
-    By itself it gives every block above 32 MB back to the system, which clears its pages anew for each layer. On a CPU
-    that took two fifths of the segmenter's time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in _MALLOC.values():
-            mallopt(option, value)
 
 
 @contextmanager

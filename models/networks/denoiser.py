@@ -111,8 +111,8 @@ def sample(
         profile: (N, PROFILE_SIZE) from `tumour_profile`.
         steps: steps; None takes the preset's.
         guidance: classifier-free guidance weight w: v = v_without + w * (v_with - v_without). 1 is plain; above 1
-            strengthens the action's effect at the price of a second network call, in every step or as the preset says
-            in fewer. None takes the preset's.
+            strengthens the action's effect at the price of a second network call, in every step or, where the preset
+            has a `guidance_at`, in one. None takes the preset's.
         shares: (N, 4) to draw instead of the predicted ones.
         start: time in [0, 1) at which `noise` stands.
 
@@ -126,16 +126,16 @@ def sample(
     hidden = torch.zeros(noise.shape[0], dtype=torch.bool, device=noise.device)
     if shares is None:
         shares = denoiser.predict_shares(z_pre, mask, action, log2_spacing, profile)
-    calls, push = 0, torch.zeros(())
+    once_at = denoiser.preset.guidance_at
+    push: Tensor | None = None
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        nonlocal calls, push
+        nonlocal push
         predicted: Tensor = denoiser(z, t, z_pre, mask, action, text, log2_spacing, shares)
-        if weight == 1.0:
+        if weight == 1.0 or (once_at is not None and t[0] < once_at):
             return predicted
-        if calls % denoiser.preset.guidance_every == 0:
+        if push is None or once_at is None:
             push = predicted - denoiser(z, t, z_pre, mask, action, text, log2_spacing, shares, keep=hidden)
-        calls += 1
         return predicted + (weight - 1.0) * push
 
     return denoiser.diffusion.integrate(predict, noise, count, start)

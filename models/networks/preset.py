@@ -52,8 +52,12 @@ class DenoiserPreset(_Part):
         default=None, ge=1, description="steps in the last comparison of a plan; None takes `steps`"
     )
     guidance: float = Field(ge=0, description="classifier-free guidance; 1 is plain conditional sampling")
-    guidance_every: int = Field(
-        default=1, ge=1, description="the guidance is computed anew in every so many steps and kept between"
+    guidance_at: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="time in [0, 1), 0 is noise: the first step from here on computes the guidance, those after keep "
+        "what it found, those before it have none; None computes it in every step",
     )
     objective: Literal["flow", "noise"] = Field(
         default="flow", description="velocity of a rectified flow, or the paper's noise prediction, equation (2)"

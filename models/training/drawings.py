@@ -117,7 +117,7 @@ def draw_pool(
     index = folder / DONE
     who = hashlib.sha256(np.ascontiguousarray(patients).tobytes()).hexdigest()[:16]
     sampler = preset.denoiser
-    sampling = f"{sampler.sampler} {sampler.steps} {sampler.guidance} {sampler.guidance_every}"
+    sampling = f"{sampler.sampler} {sampler.steps} {sampler.guidance} {sampler.guidance_at}"
     told = f"{painter.identity} {sampling} {pool.data_hash} {who} {protocols} {preset.size} seed {seed}"
     done = 0
     try:

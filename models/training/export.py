@@ -20,7 +20,7 @@ from models.training.loop import FINAL
 from models.training.survival import BASELINE
 from models.weights import PARTS, Manifest, Origin, PartName, SurvivalBaseline, build_network, save_world_model
 
-FREE = frozenset({"steps", "finalist_steps", "guidance", "guidance_every", "sampler", "dropout"})
+FREE = frozenset({"steps", "finalist_steps", "guidance", "guidance_at", "sampler", "dropout"})
 """Settings of a network that its weights do not depend on: how it is sampled, and what only training does."""
 COMMON = ("size", "spacing_mm", "hu_window")
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from evals.bench_engine import PARTS, EngineTiming, _Clock, bench_case, bench_engine, network_parts, whole_patches
-from models.engine import Engine
+from models.engine import BATCH, Engine
 from models.phantom.cohort import DEMO_SEED
 from models.phantom.patient import draw_patient
 from models.protocol import Protocol
@@ -52,7 +52,7 @@ def test_the_engine_is_timed_by_part_and_against_one_by_one() -> None:
     text = StringIO()
     result = bench_engine(4, 2, ["cpu"], Console(file=text, width=200), steps=1, model=model)
     timings = result["timings"]
-    assert timings[0]["batch"] == 8
+    assert timings[0]["batch"] == BATCH
     assert {row["batch"] for row in timings[1:]} == {1}
     assert timings[1]["precision"] == "fp32"
     for row in timings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import platform
 import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from models.clinical_record import ClinicalRecord
 from models.engine import Engine, Prepared
+from models.engine_thread import in_engine_thread
 from models.errors import InputError, TransientToolError
 from models.networks.diffusion import Flow
 from models.networks.preset import Preset
@@ -333,15 +336,47 @@ def test_a_large_case_fits_in_memory(model: WorldModel):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc is set up")
-def test_freed_memory_is_used_again_instead_of_fetched_anew(model: WorldModel):
-    Engine("cpu", model=model, precision="fp32")
-    count = 10_000_000  # 40 MB, a layer of the segmenter: glibc by itself would give it back each time
-    torch.ones(count)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
+def test_freed_memory_is_used_again_instead_of_fetched_anew():
+    count, rounds = 10_000_000, 8  # 40 MB, a layer of the segmenter: glibc by itself would give it back each time
+
+    @in_engine_thread
+    def fetched() -> int:
         torch.ones(count)
-    fetched = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
-    assert fetched < 4 * count  # less than one of the four
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(rounds):
+            torch.ones(count)
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
+
+    assert fetched() < 4 * count * rounds / 2
+
+
+def test_networks_run_in_one_thread_whoever_calls(model: WorldModel):
+    threads = set()
+    handle = model.denoiser.register_forward_hook(lambda *_: threads.add(threading.current_thread().name))
+    engine = Engine("cpu", model=model, precision="fp32", batch=2)
+    volume, labels = phantom()
+    prepared = engine.prepare(volume, labels, ClinicalRecord())
+    try:
+        with ThreadPoolExecutor(2) as callers:
+            drawn = [callers.submit(engine.simulate, prepared, [(CISPLATIN, seed)]) for seed in (0, 0)]
+            one, other = (future.result() for future in drawn)
+    finally:
+        handle.remove()
+    assert threads == {"engine_0"}
+    np.testing.assert_array_equal(one, other)
+
+
+def test_what_goes_wrong_in_the_engines_thread_reaches_the_caller():
+    @in_engine_thread
+    def outer() -> int:
+        return inner()
+
+    @in_engine_thread
+    def inner() -> int:
+        raise TransientToolError("out of memory")
+
+    with pytest.raises(TransientToolError, match="out of memory"):
+        outer()
 
 
 def test_a_whole_scan_is_labelled_on_its_own_grid_without_a_mask(model: WorldModel):

@@ -129,7 +129,7 @@ def test_the_hash_changes_with_the_weights(bundle: Path, tmp_path: Path) -> None
 def test_the_hash_is_that_of_the_bundle_as_it_was_written(bundle: Path) -> None:
     """A setting that presets gain later has a default; it must not make other weights of these."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    del manifest["preset"]["denoiser"]["guidance_every"]
+    del manifest["preset"]["denoiser"]["guidance_at"]
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     files = json.dumps({name: file["sha256"] for name, file in sorted(manifest["files"].items())})
     told = json.dumps({k: manifest[k] for k in ("origin", "preset", "survival_baseline")}, separators=(",", ":"))

@@ -65,7 +65,10 @@ def test_every_condition_reaches_the_network(model: WorldModel, name: str) -> No
     assert not torch.allclose(sample(model.denoiser, **inputs, steps=1), before, atol=1e-5)
 
 
-def test_guidance_one_is_plain_zero_ignores_the_action_and_two_doubles_its_effect(model: WorldModel) -> None:
+def test_guidance_one_is_plain_zero_ignores_the_action_and_two_doubles_its_effect(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.denoiser, "preset", model.denoiser.preset.model_copy(update={"guidance_at": None}))
     inputs = _inputs(model)
     zero, one, two = (sample(model.denoiser, **inputs, steps=1, guidance=w) for w in (0.0, 1.0, 2.0))
     torch.testing.assert_close(two - one, one - zero, rtol=1e-3, atol=1e-5)
@@ -75,9 +78,9 @@ def test_guidance_one_is_plain_zero_ignores_the_action_and_two_doubles_its_effec
 class KnownGuidance(ExactFlow):
     """Velocity 1 with the action and t without it."""
 
-    def __init__(self, model: WorldModel, every: int) -> None:
+    def __init__(self, model: WorldModel, at: float | None) -> None:
         super().__init__(torch.zeros(1), model)
-        self.preset = self.preset.model_copy(update={"guidance_every": every})
+        self.preset = self.preset.model_copy(update={"guidance_at": at})
         self.hidden: list[float] = []
 
     def __call__(self, z_t: Tensor, t: Tensor, *_: Any, keep: Tensor | None = None, **__: Any) -> Tensor:
@@ -89,15 +92,21 @@ class KnownGuidance(ExactFlow):
 
 
 @pytest.mark.parametrize(
-    ("every", "asked", "way"),
-    # five steps of 0.2 with weight 3: 0.2 * sum of 1 + 2 * (1 - the time at which the guidance was computed last)
-    [(1, [0.0, 0.2, 0.4, 0.6, 0.8], 2.2), (3, [0.0, 0.6], 2.52), (9, [0.0], 3.0)],
+    ("at", "asked", "way"),
+    # five steps of 0.2 with weight 3: 1 + 0.2 * the sum of 2 * (1 - the time at which the guidance was computed)
+    [
+        (None, [0.0, 0.2, 0.4, 0.6, 0.8], 1 + 0.4 * (1.0 + 0.8 + 0.6 + 0.4 + 0.2)),
+        (0.0, [0.0], 1 + 0.4 * 5 * 1.0),
+        (0.2, [0.2], 1 + 0.4 * 4 * 0.8),
+        (0.7, [0.8], 1 + 0.4 * 1 * 0.2),
+        (0.9, [], 1.0),
+    ],
 )
-def test_the_guidance_is_kept_between_the_steps_that_compute_it(
-    model: WorldModel, every: int, asked: list[float], way: float
+def test_the_guidance_is_computed_in_every_step_or_once_and_kept(
+    model: WorldModel, at: float | None, asked: list[float], way: float
 ) -> None:
     inputs = _inputs(model)
-    flow = KnownGuidance(model, every)
+    flow = KnownGuidance(model, at)
     out = sample(flow, **inputs, steps=5, guidance=3.0)  # type: ignore[arg-type]
     assert flow.hidden == asked
     torch.testing.assert_close(out, inputs["noise"] + way, rtol=1e-4, atol=1e-4)

@@ -414,8 +414,8 @@ def test_simulations_are_kept_for_the_same_patients_and_sampling_only(
     assert call([2, 3]) == [2, 3]  # as many, with the same sum
     assert call([2, 3], steps=9) == [2, 3]
     assert call([2, 3], steps=9, guidance=2.0) == [2, 3]
-    assert call([2, 3], steps=9, guidance=2.0, guidance_every=2) == [2, 3]
-    assert call([2, 3], steps=9, guidance=2.0, guidance_every=2) == []
+    assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == [2, 3]
+    assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == []
 
 
 def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool: FakePool) -> None:
