@@ -148,7 +148,7 @@ class Workbench(Shown):
         every = self._outputs()
         quiet: dict[str, Any] = {"show_progress": "hidden"}
         follow: dict[str, Any] = {
-            "fn": self._follow, "inputs": [self.thread, self.plans, self.watch], "outputs": every, **quiet
+            "fn": self._follow, "inputs": [self.thread, self.plans, self.watch, self.at_rest], "outputs": every, **quiet
         }  # fmt: skip
 
         def turn(event: Any, fn: Any, inputs: list[Any]) -> None:
@@ -283,21 +283,25 @@ class Workbench(Shown):
             conversation.start(begin, typed)
         except MewmError as exc:
             return {self.chat_problem: problem(str(exc))}
-        return {self.words: "", self.chat_problem: "", self.approvals: approval_panel.panel_value()}
+        return {
+            self.words: "", self.chat_problem: "", self.approvals: approval_panel.panel_value(), self.at_rest: False
+        }  # fmt: skip
 
     def _stop(self, thread: str, request: gr.Request) -> Any:
         self._open(request, thread).stop.set()
         return gr.update(value="Stopping", interactive=False)
 
-    def _follow(self, thread: str, shown: str | None, watch: Watch, request: gr.Request) -> Iterator[Updates]:
-        """Show a turn as it goes, and the conversation as it stands when the turn has ended."""
-        owner, here = self.access.owner(request), watch.turn_to()
+    def _follow(
+        self, thread: str, shown: str | None, watch: Watch, at_rest: bool, request: gr.Request
+    ) -> Iterator[Updates]:
+        """Show a turn as it goes, and the conversation as it stands when the turn has ended, be it before this call."""
+        owner = self.access.owner(request)
         nothing_new: Updates = {self.words: gr.skip()}  # Gradio shows the last word of a generator again; none empties
         conversation = self.conversations.get(owner, thread) if thread else None
-        if conversation is None or not conversation.at_work:
+        if conversation is None or (at_rest and not conversation.at_work):
             yield nothing_new
             return
-        chat = conversation.chat
+        here, chat = watch.turn_to(), conversation.chat
         before = chat.desk.plans()
         yield {
             self.send: gr.update(visible=False),

@@ -50,6 +50,7 @@ class Layout:
         self.thread = gr.Textbox(visible="hidden", elem_id="thread-id")
         self.case = gr.Textbox(visible="hidden", elem_id="case-name")
         self.watch = gr.State(Watch())
+        self.at_rest = gr.State(True)  # whether the page shows all that was said, up to the end of a turn
         with gr.Row(elem_id="bench", equal_height=False):
             with gr.Column(elem_id="nav", scale=0, min_width=216):
                 self._nav()
@@ -129,7 +130,7 @@ class Layout:
             self.head, self.thread, self.case, self.approvals, self.cases, self.threads, self.view, self.plans,
             self.working, self.overview, self.tree, self.table_hint, self.table, self.outcome, self.rules, self.report,
             self.dicom, self.report_problem, self.llm, self.prompts, self.settings_problem, self.chat,
-            self.chat_problem, self.words, self.send, self.stop, self.resume, self.name,
+            self.chat_problem, self.words, self.send, self.stop, self.resume, self.name, self.at_rest,
         ]  # fmt: skip
 
     def _panels(self) -> list[Any]:

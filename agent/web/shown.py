@@ -81,6 +81,7 @@ class Shown(Layout):
             self.stop: gr.update(visible=False),
             self.settings_problem: "",
             self.chat_problem: "",
+            self.at_rest: True,
         }
         if now is None:
             return updates | self._nothing(owner)
@@ -89,11 +90,11 @@ class Shown(Layout):
             looked = look(conversation.chat, plan_id)
         except MewmError as exc:
             return updates | self._nothing(owner) | self._choices(now) | {self.chat_problem: problem(str(exc))}
+        chat, going = conversation.chat, conversation.at_work  # asked before what was said is read: it may end now
         transcript = Transcript()
         transcript.hear(conversation.heard)
-        chat = conversation.chat
-        going = conversation.at_work
         updates |= {
+            self.at_rest: not going,
             self.head: part("head", case=case, who=Markup(settings_panel.who_html(chat.who))),
             self.chat: list(transcript.messages),
             self.approvals: approval_panel.panel_value(None if going else chat),

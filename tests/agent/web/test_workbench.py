@@ -266,6 +266,25 @@ def test_stop_resume_reload_and_the_keyboard(browser, small):
     assert person.faults == []
 
 
+def test_an_answer_that_is_there_before_the_page_asks_for_it_is_shown(browser, small):
+    person = browser.person(small)
+    page = person.page
+    person.open_case()
+    person.say("help")
+    page.wait_for_selector('#chat :text("what can be asked")')
+    person.idle()
+
+    def late(route):
+        time.sleep(2)
+        route.continue_()
+
+    page.route("**/queue/join*", late)
+    person.say("will it rain tomorrow?")
+    page.wait_for_selector('#chat :text("I did not understand")', timeout=30_000)
+    person.idle()
+    assert person.faults == []
+
+
 def test_a_search_goes_on_while_the_page_shows_another_conversation(browser, small):
     person = browser.person(small)
     page = person.page
