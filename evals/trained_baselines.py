@@ -89,7 +89,7 @@ def train_baseline(
     identity = read_manifest(weights).files["autoencoder.safetensors"].sha256[:12]
     pace = cadence or Cadence(validate_every=0.25)
     if name != REGRESSOR:
-        _share_latents(out, name)
+        share_latents(out, name)
         return train_denoiser(
             pool, preset, model.autoencoder, out / name, autoencoder_id=identity, seed=seed, minutes=minutes,
             steps=steps, resume=True, cadence=pace,
@@ -102,7 +102,7 @@ def train_baseline(
     )  # fmt: skip
 
 
-def _share_latents(out: Path, name: str) -> None:
+def share_latents(out: Path, name: str) -> None:
     """One folder of latents for all denoisers: they are the same, and large."""
     (out / LATENTS).mkdir(parents=True, exist_ok=True)
     (out / name).mkdir(exist_ok=True)

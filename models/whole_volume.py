@@ -22,6 +22,10 @@ OVERLAP = 0.5
 BODY_HU = -300.0
 CLOSING_VOXELS = 5  # edge of the box that closes and widens the liver, as in the paper's validation script
 SMALLEST_VOXELS, SMALLEST_RADIUS_MM = 20, 3.0  # tumours below either are dropped, as there
+TUMOUR_SEED, TUMOUR_EDGE = 0.99, 0.2
+"""Probability that some voxel of a tumour must have, and that all of them have: two thresholds, as in edge detection
+(Canny 1986, doi:10.1109/TPAMI.1986.4767851). Chosen on 20 synthetic patients and 60 livers without tumour that are in
+no table: a tumour was found in 1 of those livers where 0.5 for both found one in 6, and the Dice did not suffer."""
 
 
 def segment_whole(
@@ -61,7 +65,7 @@ def segment_whole(
         cval=floor,
     )  # fmt: skip
     assert isinstance(logits, Tensor)
-    coarse = clean_up(logits.argmax(dim=1)[0].numpy().astype(np.uint8), spacing_mm)
+    coarse = clean_up(logits.float().softmax(dim=1)[0].numpy(), spacing_mm)
     back = np.zeros(volume.data.shape, dtype=np.uint8)
     index = [np.minimum((np.arange(n) * step / spacing_mm + 0.5).astype(int), m - 1)
              for n, step, m in zip(hu.shape, own, shape, strict=True)]  # fmt: skip
@@ -69,28 +73,31 @@ def segment_whole(
     return back
 
 
-def clean_up(regions: npt.NDArray[np.uint8], spacing_mm: float) -> npt.NDArray[np.uint8]:
-    """Keep the largest liver and the tumours in it.
+def clean_up(probabilities: npt.NDArray[np.float32], spacing_mm: float) -> npt.NDArray[np.uint8]:
+    """Keep the largest liver, and the tumours in it of which some voxel is beyond doubt.
 
     Args:
-        regions: (X, Y, Z) of `Region`.
+        probabilities: (3, X, Y, Z) of `Region`.
         spacing_mm: edge of a voxel.
+
+    Returns:
+        (X, Y, Z) of `Region`.
     """
-    organ = regions != Region.OTHER
+    certain = probabilities[Region.TUMOUR]
+    organ = probabilities.argmax(axis=0) != Region.OTHER
     parts, count = ndimage.label(organ)
     if not count:
-        return np.zeros_like(regions)
+        return np.zeros(organ.shape, np.uint8)
     organ = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
     box = np.ones((CLOSING_VOXELS,) * 3, dtype=bool)
     near = ndimage.binary_dilation(ndimage.binary_closing(organ, box), box)
-    tumour = (regions == Region.TUMOUR) & near
-    lumps, _ = ndimage.label(tumour)
+    lumps, count = ndimage.label((certain >= TUMOUR_EDGE) & near)
     sizes = np.bincount(lumps.ravel())
     radius = np.cbrt(0.75 * sizes * spacing_mm**3 / np.pi)
-    large = (sizes >= SMALLEST_VOXELS) & (radius >= SMALLEST_RADIUS_MM)
-    large[0] = False
+    seeded = np.append(False, ndimage.maximum(certain, lumps, np.arange(1, count + 1)) >= TUMOUR_SEED)
+    kept = seeded & (sizes >= SMALLEST_VOXELS) & (radius >= SMALLEST_RADIUS_MM)
     out = np.where(organ, Region.LIVER, Region.OTHER).astype(np.uint8)
-    out[large[lumps]] = Region.TUMOUR
+    out[kept[lumps]] = Region.TUMOUR
     return out
 
 

@@ -176,29 +176,40 @@ class Preset(_Part):
 
         Args:
             name: of the file.
-            changes: such as "training.denoiser.options.contrast_weight=0", for an ablation.
+            changes: see `changed`.
 
         Raises:
             WeightsError: there is no preset of that name.
-            InputError: a change names no setting, or a value that it can't have.
+            InputError: see `changed`.
         """
         folder = resources.files("models") / "presets"
         known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
         if name not in known:
             raise WeightsError(f"There is no preset '{name}'; the presets are {', '.join(known)}.")
         content = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        return cls.model_validate(content).changed(changes)
+
+    def changed(self, changes: Sequence[str]) -> Preset:
+        """This preset with other values.
+
+        Args:
+            changes: such as "training.denoiser.options.contrast_weight=0", for an ablation.
+
+        Raises:
+            InputError: a change names no setting, or a value that it can't have.
+        """
         if not changes:
-            return cls.model_validate(content)
-        full = cls.model_validate(content).model_dump()
+            return self
+        full = self.model_dump()
         for change in changes:
             _change(full, change)
         try:
-            return cls.model_validate(full)
+            return Preset.model_validate(full)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(
-                f"The preset '{name}' can't be changed so: {where or 'preset'}: {first['msg']}."
+                f"The preset '{self.name}' can't be changed so: {where or 'preset'}: {first['msg']}."
             ) from error
 
 

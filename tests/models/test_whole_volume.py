@@ -18,7 +18,7 @@ def by_hu(x: Tensor) -> Tensor:
     regions = torch.full_like(hu, float(Region.OTHER))
     regions[(hu > 80) & (hu < 130)] = Region.LIVER
     regions[(hu >= 130) | ((hu > 10) & (hu < 45))] = Region.TUMOUR
-    return torch.nn.functional.one_hot(regions.long(), 3).movedim(-1, 1).float()
+    return torch.nn.functional.one_hot(regions.long(), 3).movedim(-1, 1).float() * 20
 
 
 def ball(grid: list[np.ndarray], centre: tuple[float, float, float], radius: float) -> np.ndarray:
@@ -60,14 +60,33 @@ def test_windows_come_in_the_batches_that_are_asked_for() -> None:
     np.testing.assert_array_equal(found[0], found[1])
 
 
+def certain(regions: np.ndarray) -> np.ndarray:
+    """Probabilities of regions that nobody doubts, (3, X, Y, Z)."""
+    return np.eye(3, dtype=np.float32)[regions].transpose(3, 0, 1, 2)
+
+
 def test_small_lumps_and_smaller_organs_are_dropped() -> None:
     regions = np.zeros((40, 40, 40), np.uint8)
     regions[5:30, 5:30, 5:30] = Region.LIVER
     regions[35:38, 35:38, 35:38] = Region.LIVER
     regions[10, 10, 10:13] = Region.TUMOUR
     regions[15:23, 15:23, 15:23] = Region.TUMOUR
-    cleaned = clean_up(regions, 1.5)
+    cleaned = clean_up(certain(regions), 1.5)
     assert (cleaned == 2).sum() == 8**3
     assert cleaned[10, 10, 11] == 1
     assert not cleaned[35:38, 35:38, 35:38].any()
-    assert not clean_up(np.zeros((8, 8, 8), np.uint8), 1.5).any()
+    assert not clean_up(certain(np.zeros((8, 8, 8), np.uint8)), 1.5).any()
+
+
+def test_a_tumour_reaches_as_far_as_it_may_be_one_and_somewhere_is_beyond_doubt() -> None:
+    liver = np.zeros((40, 40, 40), np.uint8)
+    liver[5:35, 5:35, 5:35] = Region.LIVER
+    odds = certain(liver)
+    for place, most in ((8, 0.995), (24, 0.95)):
+        for size, value in ((8, 0.3), (4, most)):
+            cube = (slice(place, place + size),) * 3
+            odds[:, *cube] = np.array([0.0, 1 - value, value], np.float32).reshape(3, 1, 1, 1)
+    odds[:, 16:20, 8:16, 8:16] = np.array([0.0, 0.9, 0.1], np.float32).reshape(3, 1, 1, 1)  # beside the first
+    found = clean_up(odds, 1.5) == Region.TUMOUR
+    assert found[8:16, 8:16, 8:16].all()  # its doubtful part too
+    assert found.sum() == 8**3  # neither what is too improbable nor what is nowhere certain
