@@ -89,7 +89,9 @@ def train_without(
     denoiser = build_network("denoiser", preset)
     denoiser.load_state_dict(load_file(folder / FINAL))
     networks = {name: model.part(name) for name in PARTS} | {"denoiser": denoiser}
-    told = {"denoiser": command, "export": command, "commit": f"{source_commit()} (denoiser)"}
+    told = {"denoiser": command, "export": command}
+    for key, mine in (("data", pool.data_hash), ("seed", str(seed)), ("commit", source_commit())):
+        told[key] = f"{mine} (denoiser); {shipped.provenance.get(key, 'unknown')} (the other networks)"
     return save_world_model(
         networks, preset, folder / BUNDLE, origin=shipped.origin, provenance={**shipped.provenance, **told},
         baseline=shipped.survival_baseline,

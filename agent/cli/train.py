@@ -77,7 +77,10 @@ def _run(
         # what was really run, for the provenance of the exported weights; a finished network was not trained again
         if not (finished and (out / name / DATA).exists()):
             (out / name / COMMAND).write_text(recorded_command() + "\n", encoding="utf-8")
-            about = {"data_hash": pool.data_hash, "origin": origin, "commit": source_commit(), "seed": seed}
+            about = {
+                "data_hash": pool.data_hash, "origin": origin, "commit": source_commit(), "seed": seed,
+                "steps": result.step,
+            }  # fmt: skip
             (out / name / DATA).write_text(json.dumps(about) + "\n", encoding="utf-8")
         figures = ", ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
         typer.echo(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
@@ -174,6 +177,7 @@ def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
             "data": " ".join(dict.fromkeys(str(one["data_hash"]) for one in found)),
             "seed": " ".join(dict.fromkeys(str(one.get("seed", "unknown")) for one in found)),
             "commit": commits[0] if len(by) == 1 else "; ".join(by),
+            "steps": ", ".join(f"{name} {one.get('steps', 'unknown')}" for name, one in zip(ORDER, found, strict=True)),
         }
         return told, origin
     if data is None:

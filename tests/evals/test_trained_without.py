@@ -20,7 +20,9 @@ from tests.models.training.conftest import make_pool, shrink
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, folder = init_world_model(shrink(Preset.load("small")), seed=2), tmp_path_factory.mktemp("bundle")
     networks = {name: model.part(name) for name in PARTS}
-    save_world_model(networks, model.preset, folder, origin="synthetic", provenance={"survival": "a test"})
+    save_world_model(
+        networks, model.preset, folder, origin="synthetic", provenance={"survival": "a test", "data": "ab"}
+    )
     return folder
 
 
@@ -35,6 +37,7 @@ def test_the_bundle_has_the_other_networks_and_says_what_its_denoiser_lacks(bund
     assert manifest.weights_hash == mine.weights_hash != shipped.weights_hash
     assert (manifest.origin, manifest.provenance["survival"]) == ("synthetic", "a test")
     assert manifest.provenance["denoiser"] == "this test"
+    assert manifest.provenance["data"] == "fake (denoiser); ab (the other networks)"
     for name in PARTS:
         states = [model.part(name).state_dict() for model in (shipped, mine)]
         same = all(torch.equal(states[0][key], states[1][key]) for key in states[0])

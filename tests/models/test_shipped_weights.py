@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals.model_card.blocks import FIRST_SEED, Sizes, measure_patient, measure_survivor
+from evals.model_card.blocks import FIRST_SEED, Sizes, measure_healthy, measure_patient, measure_survivor
 from evals.model_card.dynamics import summarise_dynamics
 from evals.model_card.render_card import render_card
 from evals.model_card.scene import BATCH
@@ -68,9 +68,9 @@ def test_the_cards_verdicts_are_those_of_its_figures(card: dict[str, Any]) -> No
     assert all(name in text.split("## How they were made")[0] for name in missed)
 
 
-def test_the_card_is_reproduced(card: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Its first patient, measured again: the truth to the digit, the networks as near as another CPU computes."""
-    kept, found = card["first_patient"], rows[0]
+def test_the_card_is_reproduced(card: dict[str, Any], rows: list[dict[str, Any]], engine: Engine) -> None:
+    """Its first patients, measured again: the truth to the digit, the networks as near as another CPU computes."""
+    kept, found = card["first_rows"]["patients"], rows[0]
     assert kept["seed"] == found["seed"] == FIRST_SEED
     assert [p["protocol"] for p in kept["protocols"]] == [p["protocol"] for p in found["protocols"]]
     for side, near in (("true", 1e-6), ("simulated", 0.03)):
@@ -81,8 +81,14 @@ def test_the_card_is_reproduced(card: dict[str, Any], rows: list[dict[str, Any]]
         np.testing.assert_allclose(mine, theirs, atol=near)
     risks = [np.array([p["risk_on_simulated"] for p in row["protocols"]]) for row in (kept, found)]
     np.testing.assert_allclose(*risks, atol=0.05)
-    dice = [row["segmentation"]["views"]["post"]["tumour_dice"] for row in (kept, found)]
-    assert dice[0] == pytest.approx(dice[1], abs=0.02)
+    for view in ("pre", "post"):
+        dice = [row["segmentation"]["views"][view]["tumour_dice"] for row in (kept, found)]
+        assert dice[0] == pytest.approx(dice[1], abs=0.02)
+    for block, measure in (("survival", measure_survivor), ("tumour_free", measure_healthy)):
+        kept = card["first_rows"][block]
+        figures = {name: value for name, value in kept.items() if isinstance(value, float)}
+        again = measure(kept["seed"], engine, SIZES)
+        assert {name: again[name] for name in figures} == pytest.approx(figures, abs=0.05)
 
 
 def test_protocols_are_told_apart_within_a_patient(rows: list[dict[str, Any]]) -> None:

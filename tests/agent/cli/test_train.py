@@ -73,14 +73,16 @@ def test_an_export_says_what_the_networks_were_trained_on(folder: Path, tmp_path
     assert _trained_on(tmp_path, folder / "pool")[1] == "synthetic"
     for name in ORDER:
         (tmp_path / name).mkdir()
-        about = {"data_hash": "ab", "origin": "synthetic", "commit": "12", "seed": 5}
+        about = {"data_hash": "ab", "origin": "synthetic", "commit": "12", "seed": 5, "steps": 7}
         (tmp_path / name / DATA).write_text(json.dumps(about))
-    assert _trained_on(tmp_path, None) == ({"data": "ab", "seed": "5", "commit": "12"}, "synthetic")
+    steps = "autoencoder 7, denoiser 7, segmenter 7, localiser 7, survival 7"
+    assert _trained_on(tmp_path, None) == ({"data": "ab", "seed": "5", "commit": "12", "steps": steps}, "synthetic")
     (tmp_path / "denoiser" / DATA).write_text(json.dumps({"data_hash": "cd", "origin": "real", "commit": "34"}))
     told, origin = _trained_on(tmp_path, None)
     assert (told["data"], origin) == ("ab cd", "mixed")
     assert told["commit"] == "12 (autoencoder, segmenter, localiser, survival); 34 (denoiser)"
     assert told["seed"] == "5 unknown"
+    assert "denoiser unknown, segmenter 7" in told["steps"]
 
 
 def test_the_commit_is_that_of_the_program_and_shows_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

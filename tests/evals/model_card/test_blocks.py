@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from evals.model_card import dynamics, survival
-from evals.model_card import evaluate as evaluation
 from evals.model_card.blocks import BLOCKS, Sizes, measure_healthy, measure_patient, measure_survivor, seeds_of
 from evals.model_card.dynamics import measure_outside, wanted_protocols
 from evals.model_card.evaluate import evaluate_models
@@ -190,7 +189,6 @@ def test_results_of_other_weights_or_another_phantom_are_refused(bundle: Path, t
 
 
 def test_other_weights_are_measured_anew(bundle: Path) -> None:
-    assert evaluation.FORMAT == 3
     seeds = [set(seeds_of(block, Sizes())) for block in BLOCKS]
     assert not seeds[0] & seeds[1]
     assert not seeds[1] & seeds[2]

@@ -198,6 +198,38 @@ def test_times_cover_the_start_of_the_flow() -> None:
     assert np.mean((times > 0.25) & (times < 0.75)) > 0.6
 
 
+def _denoiser_task(pool: FakePool, tiny: Preset, folder: Path, *changes: str) -> DenoiserTask:
+    task = _task("denoiser", pool, tiny.changed([f"training.denoiser.options.{change}" for change in changes]), folder)
+    assert isinstance(task, DenoiserTask)
+    return task
+
+
+def test_the_contrastive_loss_moves_the_denoiser(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    gradients = []
+    for weight in (0.01, 1.01):  # the same network on the same batch
+        task = _denoiser_task(pool, tiny, tmp_path, f"contrast_weight={weight}", "attenuation_share=0")
+        task.loss(np.random.default_rng(3), 1.0)[0].backward()
+        given = [(name, p.grad) for name, p in task.network.named_parameters() if p.grad is not None]
+        gradients.append(dict(given))
+    moved = [name for name in gradients[0] if not torch.allclose(gradients[0][name], gradients[1][name])]
+    assert moved
+    assert not any(name.startswith("response") for name in moved)
+
+
+def test_what_the_denoiser_sees_fades_more_where_more_dies(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    patients = np.repeat(pool.train[:3], 2)
+    seen = {}
+    for share in (0, 1):
+        task = _denoiser_task(pool, tiny, tmp_path, f"attenuation_share={share}")
+        before = task._latents("pre", patients)
+        for name, protocol in (("alive", 0), ("dead", 3)):  # Cisplatin alone kills nothing here, PVA everything
+            protocols = np.full(len(patients), protocol)
+            after = task._attenuated(before, patients, protocols, np.random.default_rng(0))
+            seen[name, share] = float((after - before).abs().mean())
+    assert seen["alive", 0] == seen["dead", 0] == 0
+    assert 0 < seen["alive", 1] < 0.7 * seen["dead", 1]
+
+
 def test_effect_slope_of_half_the_effect_is_a_half_whatever_the_patient_level() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=(30, 4))
