@@ -107,11 +107,12 @@ def run(
     """Put every case of a dataset to the agent and score its answers; the same command goes on where it was stopped."""
     _needs_inspect()
     from evals.ablation import ASSISTANT
-    from evals.baselines import NAMES
-    from evals.prepare import prepare
+    from evals.prepare import ALL_BASELINES, prepare
     from evals.results import Limits
 
-    names = {"all": NAMES, "none": ()}.get(baselines, tuple(n.strip() for n in baselines.split(",") if n.strip()))
+    names = {"all": ALL_BASELINES, "none": ()}.get(
+        baselines, tuple(n.strip() for n in baselines.split(",") if n.strip())
+    )
     planner = {
         "strategy": strategy, "drugs": drugs, "embolics": embolics, "beams": beams, "replicas": replicas,
         "drug_horizon": drug_horizon, "embolic_horizon": embolic_horizon, "budget": budget, "steps": steps,

@@ -65,6 +65,7 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, sea
         fallback_space=_space(case, answer.space) if answer.status == "degraded" and answer.space is not None else None,
         risks=answer.risks,
         curve=answer.curve,
+        given_risk=answer.given_risk,
         survival=None if case.survival is None else Survival(**case.survival._asdict()),
         usage=answer.usage,
         alone_usage=answer.alone_usage,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from evals.metrics import stability
 from evals.results import CaseRow, Entry, EvalRun, Space, Usage
@@ -128,18 +129,16 @@ def per_case(
         variant: Gold variant.
         among: Cases over which that unit is taken: those in common, where two runs are compared; None: all.
     """
-    by_case: dict[str, list[tuple[CaseRow, Entry]]] = {}
-    for row, entry in run.entries(who, variant):
-        by_case.setdefault(row.case_id, []).append((row, entry))
-    unit = _random_loss(by_case, among) if metric == OF_RANDOM else 1.0
+    if metric == OF_RANDOM:
+        lost = losses(run, who, variant)
+        counted = [one.random for case_id, one in lost.items() if among is None or case_id in among]
+        unit = (sum(counted) / len(counted) if counted else 0.0) or 1.0
+        return {case_id: one.chosen / unit for case_id, one in lost.items()}
     values: dict[str, float] = {}
-    for case_id, found in by_case.items():
+    for case_id, found in _by_case(run, who, variant).items():
         if metric == "stability":
             agreement = stability([entry.protocol for _, entry in found])
             numbers = [] if agreement is None else [agreement]
-        elif metric == OF_RANDOM:
-            judged = [entry.regret for _, entry in found if entry.regret is not None]
-            numbers = [(one.true_risk - one.best) / unit for one in judged]
         else:
             several = (metric_value(row, entry, metric, variant, who) for row, entry in found)
             numbers = [number for number in several if number is not None]
@@ -148,11 +147,38 @@ def per_case(
     return values
 
 
-def _random_loss(by_case: Mapping[str, Sequence[tuple[CaseRow, Entry]]], among: Collection[str] | None) -> float:
-    """What a random allowed protocol loses against the best one, mean over cases; 1 where nothing can be lost."""
-    lost = []
-    for case_id, found in by_case.items():
-        judged = next((entry.regret for _, entry in found if entry.regret is not None), None)
-        if judged is not None and (among is None or case_id in among):
-            lost.append(judged.random_mean - judged.best)
-    return (sum(lost) / len(lost) if lost else 0.0) or 1.0
+class Loss(NamedTuple):
+    """What is lost in a case against the best allowed protocol, in true log hazard.
+
+    Attributes:
+        chosen: By the choice, mean over epochs.
+        random: By a random allowed protocol, in the mean.
+    """
+
+    chosen: float
+    random: float
+
+
+def losses(run: EvalRun, who: str, variant: str) -> dict[str, Loss]:
+    """Case id -> what is lost there; cases whose truth is not known are left out.
+
+    Args:
+        run: The evaluation.
+        who: The contestant.
+        variant: Gold variant.
+    """
+    lost = {}
+    for case_id, found in _by_case(run, who, variant).items():
+        if judged := [entry.regret for _, entry in found if entry.regret is not None]:
+            lost[case_id] = Loss(
+                chosen=sum(one.true_risk - one.best for one in judged) / len(judged),
+                random=judged[0].random_mean - judged[0].best,
+            )
+    return lost
+
+
+def _by_case(run: EvalRun, who: str, variant: str) -> dict[str, list[tuple[CaseRow, Entry]]]:
+    by_case: dict[str, list[tuple[CaseRow, Entry]]] = {}
+    for row, entry in run.entries(who, variant):
+        by_case.setdefault(row.case_id, []).append((row, entry))
+    return by_case

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -46,6 +46,11 @@ class Evaluation:
     dataset: Dataset
     agent: Agent
     baselines: Callable[[EvalCase], BaselineAnswers]
+
+
+MODEL_ALONE = "alone"
+"""The vision-language model without a world model: it is asked beside the plan, and costs what a question costs."""
+ALL_BASELINES = (*NAMES, MODEL_ALONE)
 
 
 class EveryBaseline:
@@ -111,7 +116,7 @@ def prepare(
         limits: Of one case.
         weights: Weight bundle; None is the shipped one.
         parts_off: ``assistant`` is switched off here; other names say what the weights lack.
-        baselines: Names of `evals.baselines.NAMES`.
+        baselines: Names of `ALL_BASELINES`.
         planner: Fields of PlannerSettings; None values are left out.
         keep: Draw the report of every plan and keep its volumes.
         dataset: The dataset that these options name, where it is loaded already: evaluations of the same cases compute
@@ -130,10 +135,10 @@ def prepare(
         dataset, no_image = _with_images(dataset, limit)
     if epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {epochs}.")
-    if unknown := [b for b in baselines if b not in NAMES]:
-        raise InputError(f"There is no baseline '{unknown[0]}'; choose from {', '.join(NAMES)}.")
+    if unknown := [b for b in baselines if b not in ALL_BASELINES]:
+        raise InputError(f"There is no baseline '{unknown[0]}'; choose from {', '.join(ALL_BASELINES)}.")
     settings = _settings(dataset, backend, reasoning, prompts, dict(planner or {}))
-    alone = _alone(dataset, settings)
+    alone = _alone(dataset, settings, baselines)
     for asked in (settings, alone):
         if asked is not None:
             make_policy(asked, _no_case)  # refuses a backend, a key or a prompt set before any case is asked
@@ -148,14 +153,18 @@ def prepare(
         settings=settings, parts_off=parts_off, weights=_text(weights), limits=limits or Limits(),
         baselines=tuple(baselines), keep=keep, conditions=conditions,
     )  # fmt: skip
-    return Evaluation(spec, dataset, _agent(spec, alone, world), EveryBaseline(dataset, spec.baselines, seed))
+    return Evaluation(spec, dataset, _agent(spec, alone, world), _every_baseline(spec, dataset))
 
 
 def agent_for(spec: RunSpec, dataset: Dataset) -> PlannerAgent:
     """The agent that `prepare` made for a spec, made again: in another process, on an engine of its own."""
     weights = None if spec.weights is None else Path(spec.weights)
     world = _World(spec.settings, weights, spec.parts_off, spec.stage, keep=spec.keep)
-    return _agent(spec, _alone(dataset, spec.settings), world)
+    return _agent(spec, _alone(dataset, spec.settings, spec.baselines), world)
+
+
+def _every_baseline(spec: RunSpec, dataset: Dataset) -> EveryBaseline:
+    return EveryBaseline(dataset, tuple(name for name in spec.baselines if name in NAMES), spec.seed)
 
 
 def _agent(spec: RunSpec, alone: PlannerSettings | None, world: _World) -> PlannerAgent:
@@ -231,9 +240,9 @@ def _settings(
     return settings
 
 
-def _alone(dataset: Dataset, settings: PlannerSettings) -> PlannerSettings | None:
-    """Settings of the vision-language model alone; None where there is none."""
-    if settings.policy_llm is None:
+def _alone(dataset: Dataset, settings: PlannerSettings, baselines: Sequence[str]) -> PlannerSettings | None:
+    """Settings of the vision-language model alone; None where there is none, or it is left out."""
+    if settings.policy_llm is None or MODEL_ALONE not in baselines:
         return None
     prompts, actions = ALONE.get(dataset.space.actions, ALONE_ELSE)
     space = dataset.space

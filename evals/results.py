@@ -183,6 +183,9 @@ class Answer(ResultModel):
     space: tuple[str, ...] | None = Field(default=None, description="agents that the policy found worth trying")
     risks: tuple[SimulatedRisk, ...] = ()
     curve: RiskCurve | None = Field(default=None, description="of the chosen protocol; None without a baseline")
+    given_risk: float | None = Field(
+        default=None, description="simulated log-risk of the protocol really given; None where no survival is known"
+    )
     usage: Usage = Usage()
     alone: Protocol | None = Field(default=None, description="the vision-language model's own answer, without a plan")
     alone_status: Literal["not_run", "answered", "invalid"] = "not_run"
@@ -265,6 +268,7 @@ class CaseRow(ResultModel):
     fallback_space: Space | None = Field(default=None, description="the action space of a degraded plan")
     risks: tuple[SimulatedRisk, ...]
     curve: RiskCurve | None = None
+    given_risk: float | None = None
     survival: Survival | None
     usage: Usage
     alone_usage: Usage | None = None

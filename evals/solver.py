@@ -21,6 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
+from agent.compare import compare
 from agent.events import Decided, Event, Planned, ToolStarted, events
 from agent.llm_policy import LlmPolicy
 from agent.nodes import RunStopped, Services, Tool
@@ -297,6 +298,10 @@ class PlannerAgent:
         if watch.exceeded is not None:  # also by its last step
             return _ended(job, watch, folder, "limit", watch.exceeded)
         assert plan is not None  # a run ends with its plan or with an error
+        try:
+            given_risk = self._given_risk(job, run, plan)
+        except MewmError as error:
+            return _ended(job, watch, folder, "failed", str(error))
         status: Status = "degraded" if plan.degraded else "blocked" if plan.blocked else "answered"
         truth = job.case.truth
         return Answer(
@@ -317,9 +322,24 @@ class PlannerAgent:
                 if a.complete and a.allowed
             ),
             curve=_curve(plan),
+            given_risk=given_risk,
             usage=usage_of(read_trace(folder / "trace.jsonl")),
             trace=(folder / "trace.jsonl").relative_to(job.root).as_posix(),
         )
+
+    def _given_risk(self, job: CaseJob, run: Run, plan: Plan) -> float | None:
+        """Simulated log-risk of the protocol that was really given, with the plan's seeds, where survival is known.
+
+        The planner is through, and knows nothing of it; what this takes is none of its effort. The search itself hardly
+        meets that protocol: it may hold agents that are not in the action set.
+        """
+        given = job.case.given
+        if given is None or job.case.survival is None:
+            return None
+        facts = case_facts(Path(run.record.case_path), labelled=True)
+        tools = self.make_services(run, facts, job.stop).tools
+        (found,) = compare([given], facts.case_id, tools, run.record.settings, plan).rows
+        return found.tumour_log_risk.mean + found.toxicity_log_risk
 
     def _run(self, folder: Path, path: Path, settings: PlannerSettings, simulations: Path | None) -> Run:
         """The run of this case: continued where it was stopped, unless limits count what was used before."""

@@ -223,12 +223,14 @@ def _answer_all(
         The answers of cases that failed, and what was asked.
     """
     first = parts[0].evaluation
-    wanted: list[tuple[EvalCase, int, list[int]]] = []
+    epochs = range(1, first.spec.epochs + 1)
+    wanted: list[
+        tuple[EvalCase, list[tuple[int, int]]]
+    ] = []  # a case with its epochs and parts, whose scans they share
     for case in first.dataset.cases:
-        for epoch in range(1, first.spec.epochs + 1):
-            open_parts = [n for n, part in enumerate(parts) if not is_answered(part, case, epoch)]
-            if open_parts:
-                wanted.append((case, epoch, open_parts))
+        open_ = [(e, n) for e in epochs for n, part in enumerate(parts) if not is_answered(part, case, e)]
+        if open_:
+            wanted.append((case, open_))
     failed: dict[Asked, Answer] = {}
     asked: set[Asked] = set()
     lock = threading.Lock()
@@ -243,20 +245,19 @@ def _answer_all(
     )  # fmt: skip
 
     def answer_next(pool: ProcessPoolExecutor) -> bool:
-        """Have a worker answer every open part of the next case; False where there is none."""
+        """Have a worker answer the next case in every epoch and part that is open; False where there is none."""
         with lock:
             job = None if ended.is_set() else next(queue, None)
         if job is None:
             return False
-        case, epoch, open_parts = job
-        for number in open_parts:
+        case, open_ = job
+        for epoch, number in open_:
             answer = pool.submit(_answer, number, case.case_id, epoch).result()
             with lock:
                 asked.add((number, case.case_id, epoch))
                 if answer.status == "failed":
                     failed[number, case.case_id, epoch] = answer
                 done(answer, False)
-        epochs = range(1, first.spec.epochs + 1)
         if shared is not None and all(is_answered(part, case, e) for part in parts for e in epochs):
             shutil.rmtree(shared / safe_folder(case.case_id), ignore_errors=True)
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evals.report.calibration import calibration_text
 from evals.report.summary import Summary, run_facts
-from evals.report.survival import survival_text
+from evals.report.survival import NOT_EVALUABLE, survival_text
 from evals.report.tables import Table, all_tables
 
 
@@ -18,8 +18,8 @@ def report_markdown(summary: Summary, *, with_cases: bool = True) -> str:
         parts += ["", *table_markdown(table)]
     if summary.calibration is not None:
         parts += ["", "## Calibration of the simulated risk", "", calibration_text(summary.calibration)]
-    if summary.survival is not None:
-        parts += ["", "## Survival by simulated risk", "", survival_text(summary.survival)]
+    told = NOT_EVALUABLE if summary.survival is None else survival_text(summary.survival)
+    parts += ["", "## Survival by simulated risk", "", told]
     return "\n".join(parts) + "\n"
 
 

@@ -14,7 +14,7 @@ from evals.report.charts import Curve, Mark, calibration_svg, interval_svg, scat
 from evals.report.markdown import report_markdown
 from evals.report.pages import render_page
 from evals.report.summary import Board, Summary, run_facts, summarise
-from evals.report.survival import survival_text
+from evals.report.survival import NOT_EVALUABLE, survival_text
 from evals.report.tables import case_table, confusion, effort, further, leaderboard, published, reach, versus
 from evals.results import EvalRun
 
@@ -93,7 +93,7 @@ def report_html(summary: Summary) -> str:
         calibration=calibration_text(summary.calibration) if summary.calibration else "",
         survival_svg=Markup(survival_svg(curves)),
         hazard_svg=Markup(survival_svg(hazards, hazard=True)),
-        survival=survival_text(panel) if panel else "",
+        survival=survival_text(panel) if panel else NOT_EVALUABLE,
     )
 
 

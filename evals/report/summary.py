@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 
+import numpy as np
 from pydantic import Field
 
 from evals.compare import Side, check_same_data
-from evals.measures import METRICS, metric_value, per_case
-from evals.metrics import item_counts, micro_f1
+from evals.measures import METRICS, OF_RANDOM, losses, metric_value, per_case
+from evals.metrics import Answer, item_counts, micro_f1
+from evals.model_card.figures import Array, pooled_figure
 from evals.report.calibration import Calibration, calibration_of
 from evals.report.survival import SurvivalPanel, survival_panel
-from evals.results import STATUS_TEXT, Entry, EvalRun, NodeUse, ResultModel, RunSpec, Status, said
+from evals.results import STATUS_TEXT, CaseRow, Entry, EvalRun, NodeUse, ResultModel, RunSpec, Status, said
 from evals.statistics import bootstrap_mean, holm, paired_difference
 from models.errors import InputError
 from models.formulary import Formulary
+from models.protocol import Protocol
 
 LABELS = {"own": "{label}", "fallback": "{label}, fallback counted", "alone": "VLM alone, the paper's prompts"}
 BASELINES = {
@@ -35,7 +39,7 @@ VERSUS = ("f1", "regret")
 
 
 class Figure(ResultModel):
-    """A mean over cases with its 95 % bootstrap interval; no interval for fewer than two cases."""
+    """A mean over cases, or a ratio of two, with its 95 % bootstrap interval; no interval for fewer than two cases."""
 
     mean: float
     low: float | None
@@ -51,6 +55,8 @@ class Line(ResultModel):
     lead: bool
     figures: dict[str, Figure]
     micro_f1: float | None
+    micro_f1_low: float | None = None
+    micro_f1_high: float | None = None
     empty: int = Field(description="answers that are missing, invalid or do not count")
     answers: int = Field(description="answers in all epochs")
     n: int = Field(description="cases")
@@ -70,15 +76,16 @@ class Board(ResultModel):
 
 
 class Versus(ResultModel):
-    """The lead minus another line, paired by case."""
+    """The lead minus another line on one gold variant, paired by case."""
 
+    variant: str
     label: str
     metric: str
     mean: float
     low: float
     high: float
     p: float
-    p_holm: float
+    p_holm: float = Field(description="adjusted over the lines, within metric and gold variant")
     n: int
     wins: int
     ties: int
@@ -193,10 +200,10 @@ def summarise(
         statuses=dict(Counter(row.status for row in lead.rows)),
         failed=tuple(f"{r.case_id}: {r.why}" for r in lead.rows if r.status == "failed"),
         boards=boards,
-        versus=_versus(runs, lead.variants[0], seed, draws),
+        versus=tuple(found for variant in lead.variants for found in _versus(runs, variant, seed, draws)),
         reach={variant: _reach(lead, variant) for variant in lead.variants},
         items={variant: _items(lead, variant, formulary) for variant in lead.variants},
-        stability=_figure(per_case(lead, "own", "stability", lead.variants[0]), seed, draws),
+        stability=_figure(lead, "own", "stability", lead.variants[0], seed, draws),
         by_node=_by_node(lead),
         cases=tuple(_case_lines(lead)),
         regrets=_regrets(runs),
@@ -251,13 +258,15 @@ def label_of(run: EvalRun, who: str) -> str:
 
 
 def _contestants(runs: Sequence[EvalRun]) -> list[tuple[EvalRun, str, str]]:
-    """Run, name and label of every line: the lead's first, then the other runs' own."""
+    """Run, name and label of every line: the lead's first, then the other runs' own under labels that are not taken."""
     found = [(runs[0], who, label_of(runs[0], who)) for who in runs[0].contestants]
     for number, other in enumerate(runs[1:], start=2):
-        label = other.spec.label
-        # two runs of one kind (another seed, another prompt) are told apart by their folder
-        taken = [text for _, _, text in found]
-        found.append((other, f"run{number}", f"{label} [{other.folder.name}]" if label in taken else label))
+        plain, folder = other.spec.label, other.folder.name
+        # two runs of one kind (another seed, another prompt) are told apart by their folder, folders of one name by a
+        # number: comparisons and plots are keyed by label and would lose a line whose label another has
+        labels = chain((plain, f"{plain} [{folder}]"), (f"{plain} [{folder}, {again}]" for again in count(2)))
+        taken = {text for _, _, text in found}
+        found.append((other, f"run{number}", next(label for label in labels if label not in taken)))
     return found
 
 
@@ -268,21 +277,19 @@ def _lines(
     for run, who, label in _contestants(runs):
         mine = "own" if run is not runs[0] else who
         figures = {
-            name: figure
-            for name in METRICS
-            if (figure := _figure(per_case(run, mine, name, variant), seed, draws)) is not None
+            name: figure for name in METRICS if (figure := _figure(run, mine, name, variant, seed, draws)) is not None
         }
         entries = run.entries(mine, variant)
-        pairs = [
-            (said(entry.protocol, entry.unknown), row.gold[variant]) for row, entry in entries if variant in row.gold
-        ]
+        micro = _micro_f1(entries, variant, formulary, seed, draws)
         lines.append(
             Line(
                 who=who,
                 label=label,
                 lead=run is runs[0] and who == "own",
                 figures=figures,
-                micro_f1=micro_f1(pairs, formulary) if pairs else None,
+                micro_f1=None if micro is None else micro.mean,
+                micro_f1_low=None if micro is None else micro.low,
+                micro_f1_high=None if micro is None else micro.high,
                 empty=sum(entry.protocol is None for _, entry in entries),
                 answers=len(entries),
                 n=len({row.case_id for row, _ in entries}),
@@ -309,7 +316,12 @@ def _lines(
     return tuple(lines)
 
 
-def _figure(values: dict[str, float], seed: int, draws: int) -> Figure | None:
+def _figure(run: EvalRun, who: str, metric: str, variant: str, seed: int, draws: int) -> Figure | None:
+    """One metric of one contestant; None where no case has it."""
+    if metric == OF_RANDOM:
+        lost = losses(run, who, variant)
+        return _pooled([lost[case] for case in sorted(lost)], _of_random, seed, draws)
+    values = per_case(run, who, metric, variant)
     if not values:
         return None
     numbers = [values[case] for case in sorted(values)]
@@ -318,8 +330,48 @@ def _figure(values: dict[str, float], seed: int, draws: int) -> Figure | None:
     return Figure(**bootstrap_mean(numbers, seed=seed, draws=draws)._asdict())
 
 
+def _pooled(
+    sums: Sequence[Sequence[float]], statistic: Callable[[Array], Array], seed: int, draws: int
+) -> Figure | None:
+    """A statistic of sums over cases; what a case adds to each sum is resampled together."""
+    if not sums:
+        return None
+    found = pooled_figure(np.array(sums, float), statistic, seed, draws)
+    return Figure(mean=found["value"], low=found["low"], high=found["high"], n=found["n"])
+
+
+def _of_random(sums: Array) -> Array:
+    """Sums (..., [lost by the choice, by a random protocol]) -> their ratio; where nothing can be lost, nothing is."""
+    chosen, random = sums[..., 0], sums[..., 1]
+    return np.asarray(chosen / np.where(random == 0, 1.0, random))
+
+
+def _micro_f1(
+    entries: Sequence[tuple[CaseRow, Entry]], variant: str, formulary: Formulary, seed: int, draws: int
+) -> Figure | None:
+    """F1 over the agents of all cases pooled, cases resampled; None where there is no gold."""
+    by_case: dict[str, list[tuple[Answer, Protocol]]] = {}
+    for row, entry in entries:
+        if variant in row.gold:
+            by_case.setdefault(row.case_id, []).append((said(entry.protocol, entry.unknown), row.gold[variant]))
+    counted = [item_counts(by_case[case], formulary).values() for case in sorted(by_case)]
+    sums = [
+        (sum(c.true_positive for c in counts), sum(c.false_positive + c.false_negative for c in counts))
+        for counts in counted
+    ]
+    found = _pooled(sums, _f1_of_sums, seed, draws)
+    pairs = chain.from_iterable(by_case.values())
+    return found and found.model_copy(update={"mean": micro_f1(pairs, formulary)})
+
+
+def _f1_of_sums(sums: Array) -> Array:
+    """Sums (..., [hits, errors]) -> F1; 1 where neither an answer nor a gold holds any agent."""
+    hits, errors = sums[..., 0], sums[..., 1]
+    return np.where(hits + errors > 0, 2 * hits / (2 * hits + errors), 1.0)
+
+
 def _versus(runs: Sequence[EvalRun], variant: str, seed: int, draws: int) -> tuple[Versus, ...]:
-    """The lead against every other line; Holm over the lines, within a metric."""
+    """The lead against every other line on one gold variant; Holm over the lines, within a metric."""
     found = []
     for name in VERSUS:
         metric = METRICS[name]
@@ -334,7 +386,7 @@ def _versus(runs: Sequence[EvalRun], variant: str, seed: int, draws: int) -> tup
         adjusted = holm({label: pair.p for label, pair in pairs.items()})
         found += [
             Versus(
-                label=label, metric=name, p_holm=adjusted[label], **pair._asdict(),
+                variant=variant, label=label, metric=name, p_holm=adjusted[label], **pair._asdict(),
             )
             for label, pair in pairs.items()
         ]  # fmt: skip

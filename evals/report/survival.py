@@ -1,7 +1,7 @@
 """Survival by simulated risk: do patients whom the world model calls high risk die earlier?
 
-Survival is that under the protocol really given, so the score of a patient is the simulated log-risk of that protocol.
-Patients for whom the search did not assess it are in no figure: the risk of another protocol says nothing about them.
+Survival is that under the protocol really given, so the score of a patient is the simulated log-risk of that protocol,
+which is simulated after the plan. Patients without a plan are in no figure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pydantic import Field
 
-from evals.results import CaseRow, EvalRun, ResultModel, RiskCurve
+from evals.results import EvalRun, ResultModel, RiskCurve
 from evals.statistics import Interval
 from evals.survival_metrics import (
     Array,
@@ -25,6 +25,9 @@ from evals.survival_metrics import (
     survival_scores,
 )
 
+NOT_EVALUABLE = (
+    "Not evaluable: follow-up and a simulated risk are known for too few cases, nobody died, or all risks are equal."
+)
 LEAST = 8
 """Fewest patients for a panel: with fewer, two curves say nothing."""
 
@@ -39,13 +42,13 @@ class SurvivalPanel(ResultModel):
     scores: SurvivalScores
     ipcw: Interval | None = Field(description="Uno's c-index with its bootstrap interval by patient")
     mean_auc: Interval | None = Field(description="Mean time-dependent AUC with its interval")
-    not_assessed: int = Field(description="patients with follow-up whose given protocol the search did not assess")
+    not_assessed: int = Field(description="patients with follow-up and without a plan")
 
 
 def survival_panel(run: EvalRun, seed: int = 0) -> SurvivalPanel | None:
     """The panel; None where survival or risk are known for too few patients, nobody died, or all risks are equal."""
     followed = [row for row in run.rows if row.epoch == 1 and row.survival is not None]
-    found = [(row, score) for row in followed if (score := _risk_of_given(row)) is not None]
+    found = [(row, score) for row in followed if (score := row.given_risk) is not None]
     follow_up = [row.survival for row, _ in found if row.survival is not None]
     if len(found) < LEAST or not any(after.died for after in follow_up):
         return None
@@ -70,11 +73,6 @@ def survival_panel(run: EvalRun, seed: int = 0) -> SurvivalPanel | None:
         mean_auc=None if scores.mean_auc is None else mean_auc_interval(outcomes, risk, seed),
         not_assessed=len(followed) - len(found),
     )
-
-
-def _risk_of_given(row: CaseRow) -> float | None:
-    risks = {risk.protocol: risk.simulated for risk in row.risks}
-    return None if row.given is None else risks.get(row.given.key)
 
 
 def _predicted(curves: Sequence[RiskCurve | None], risk: Array) -> Callable[[Array], Array] | None:
@@ -126,5 +124,5 @@ def survival_text(found: SurvivalPanel) -> str:
         f"{', '.join(parts)}. Nelson-Aalen cumulative hazard at the end of follow-up: {hazards[0]:.2f} where the "
         f"simulated risk is lower, {hazards[1]:.2f} where it is higher. Split at the median of these patients' own "
         "simulated risk, which makes the p optimistic. The score is the simulated risk of the protocol really given; "
-        f"{found.not_assessed} patients for whom the search did not assess it are in no figure.{unclear}"
+        f"{found.not_assessed} patients without a plan are in no figure.{unclear}"
     )

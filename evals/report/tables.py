@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from evals.measures import METRICS
 from evals.published import load_published
-from evals.report.summary import Board, CaseLine, Figure, Line, Summary
+from evals.report.summary import Board, CaseLine, Figure, Line, Summary, Versus
 from evals.results import STATUS_TEXT
 
 TERMINAL = ("f1", "regret", "gold_recall")
@@ -49,11 +49,14 @@ def shown(figure: Figure | None, metric: str) -> str:
     if figure is None:
         return ""
     what = METRICS[metric]
-    factor, digits = (100.0 if what.percent else 1.0), what.digits
-    text = f"{figure.mean * factor:.{digits}f}"
-    if figure.low is None or figure.high is None:
+    return _with_interval(figure.mean, figure.low, figure.high, 100.0 if what.percent else 1.0, what.digits)
+
+
+def _with_interval(mean: float, low: float | None, high: float | None, factor: float, digits: int) -> str:
+    text = f"{mean * factor:.{digits}f}"
+    if low is None or high is None:
         return text
-    return f"{text} [{figure.low * factor:.{digits}f}, {figure.high * factor:.{digits}f}]"
+    return f"{text} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"
 
 
 def leaderboard(summary: Summary, board: Board, metrics: Sequence[str] = MAIN) -> Table:
@@ -90,14 +93,18 @@ def further(board: Board) -> Table:
         title=f"Further figures, gold: {board.variant}",
         lead="the same cases and intervals; micro F1 pools the agents of all cases",
         columns=("who", "n", *(_label(name) for name in names), "Micro F1 %"),
-        rows=_board_rows(
-            board, names, lambda line: "" if line.micro_f1 is None else f"{100 * line.micro_f1:.1f}", not_run=False
-        ),
+        rows=_board_rows(board, names, _micro_f1, not_run=False),
         note="Rules broken: blocking rules that an answer breaks. Dose in range: only of answers that state a dose, "
         "which the search never does. Stability: mean pairwise Jaccard of the answers to one case over the epochs. "
         f"Names outside the action set, each a false positive: {unknown or 'none'}.",
         wide=True,
     )
+
+
+def _micro_f1(line: Line) -> str:
+    if line.micro_f1 is None:
+        return ""
+    return _with_interval(line.micro_f1, line.micro_f1_low, line.micro_f1_high, 100.0, 1)
 
 
 def _names(board: Board, wanted: Sequence[str]) -> list[str]:
@@ -140,13 +147,21 @@ def published() -> Table:
     )
 
 
-def versus(summary: Summary) -> Table | None:
-    """The lead against every other line."""
-    if not summary.versus:
-        return None
-    missing = [v for v in summary.versus if v.missing]
+def versus(summary: Summary) -> list[Table]:
+    """The lead against every other line, a table for each gold variant on which there is another line."""
+    by_variant: dict[str, list[Versus]] = {}
+    for one in summary.versus:
+        by_variant.setdefault(one.variant, []).append(one)
+    several = len(summary.boards) > 1
+    return [
+        _versus(summary.label, found, f", gold: {variant}" if several else "") for variant, found in by_variant.items()
+    ]
+
+
+def _versus(label: str, found: Sequence[Versus], where: str) -> Table:
+    missing = [v for v in found if v.missing]
     rows = []
-    for v in summary.versus:
+    for v in found:
         metric = METRICS[v.metric]
         factor, digits = (100.0 if metric.percent else 1.0), metric.digits
         least = "n too small" if v.smallest_detectable is None else f"{v.smallest_detectable * factor:.{digits}f}"
@@ -160,12 +175,13 @@ def versus(summary: Summary) -> Table | None:
             ))
         )  # fmt: skip
     return Table(
-        title="Against every other line",
-        lead=f"{summary.label} minus the other, paired by case",
+        title=f"Against every other line{where}",
+        lead=f"{label} minus the other, paired by case",
         columns=("other", "metric", "difference [95 %]", "p", "p (Holm)", "wins / ties / losses", "n", "detectable"),
         rows=tuple(rows),
-        note="Two-sided sign-flip permutation p, exact for 20 cases and fewer; Holm over the lines of a metric. "
-        "Detectable: the smallest true difference that this n would have shown with 80 % power. Less regret is better."
+        note="Two-sided sign-flip permutation p, exact for 20 cases and fewer; Holm over the lines of a metric in this "
+        "table. Detectable: the smallest true difference that this n would have shown with 80 % power. Less regret is "
+        "better."
         + "".join(f" In no figure, {METRICS[v.metric].label} of {v.label}: {', '.join(v.missing)}." for v in missing),
     )
 
@@ -280,11 +296,10 @@ def _case_cells(
 
 def all_tables(summary: Summary, *, with_cases: bool = True) -> list[Table]:
     """Every table of a report, in order, the paper's after ours; that of the cases comes last."""
-    between = versus(summary)
     return [
         *(table for board in summary.boards for table in (leaderboard(summary, board), further(board))),
         published(),
-        *([between] if between is not None else []),
+        *versus(summary),
         effort(summary),
         reach(summary),
         *(confusion(summary, board.variant) for board in summary.boards),

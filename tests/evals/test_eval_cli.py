@@ -83,9 +83,9 @@ def proposal(request):
     return {"drugs": choices(drug), "embolics": choices("Lipiodol"), "reserve_drugs": [], "reserve_embolics": []}
 
 
-def run_with(server, own, folder, cache, *more, prompts=None, code=0):
+def run_with(server, own, folder, cache, *more, prompts=None, code=0, baselines="alone"):
     asked = ["--prompts", prompts] if prompts else []
-    return mewm("run", "own", "--data", own, "--stage", "propose", "--backend", "mine", "--baselines", "none",
+    return mewm("run", "own", "--data", own, "--stage", "propose", "--backend", "mine", "--baselines", baselines,
                 "--out", folder, "--cache", cache, "--json", *asked, *more, code=code)  # fmt: skip
 
 
@@ -97,11 +97,15 @@ def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt
         first = Summary.model_validate_json(run_with(server, own, tmp_path / "a", cache, prompts=plain).stdout)
         other = Summary.model_validate_json(run_with(server, own, tmp_path / "b", cache, prompts=marked).stdout)
         sent = len(server.requests)
+        bare = run_with(server, own, tmp_path / "bare", tmp_path / "new", prompts=plain, baselines="none")
+        assert not any("radiation oncologist" in outside_fences(r.text) for r in server.requests[sent:])
+        sent = len(server.requests)
         # The same questions again, in a new folder: not one request, the same figures.
         again = Summary.model_validate_json(run_with(server, own, tmp_path / "again", cache, prompts=plain).stdout)
         assert len(server.requests) == sent
     assert first.statuses == other.statuses == {"answered": 4}, [case.why for case in other.cases]
     f1 = first.boards[0].line("own").figures["f1"]
+    assert Summary.model_validate_json(bare.stdout).boards[0].line("own").figures["f1"] == f1
     assert f1.mean == pytest.approx((1 + 1 + 1 + 0.5) / 4)
     assert again.boards[0].line("own").figures["f1"] == f1
     assert [case.tokens for case in again.cases] == [case.tokens for case in first.cases]
@@ -396,6 +400,10 @@ def test_a_synthetic_patient_is_planned_on_the_shipped_weights(tmp_path):
     assert 0.0 <= row.space.best_within <= row.own.regret.of_range <= 1.0
     assert row.given is not None
     assert row.survival is not None
+    # the protocol really given is simulated too, though the search can't name its agents
+    assert not set(row.given.items) <= {item.name for item in Formulary.load("policy").items}
+    assert row.given.key not in {risk.protocol for risk in row.risks}
+    assert abs(row.given_risk - np.mean([risk.simulated for risk in row.risks])) < 2.0
     assert row.usage.simulations > 0
     assert run.spec.conditions["weights_hash"]
     assert not list((tmp_path / "run" / "cases").glob("*/case"))  # scans of a finished synthetic case are removed

@@ -10,10 +10,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy import stats
 from sksurv.metrics import integrated_brier_score
 from sksurv.util import Surv
 
-from evals.metrics import micro_f1
+from evals.metrics import micro_f1, score_protocol
+from evals.regret import Regret
 from evals.report.calibration import calibration_of
 from evals.report.charts import Curve, Mark, calibration_svg, interval_svg, scatter_svg, strip_svg, survival_svg
 from evals.report.markdown import report_markdown
@@ -55,6 +57,7 @@ def test_the_leaderboard_is_the_mean_over_cases_with_every_contestant(run, summa
     assert own.figures["f1"].low < own.figures["f1"].mean < own.figures["f1"].high
     assert (own.n, own.empty) == (5, 1)
     assert own.micro_f1 == pytest.approx(micro_f1([(r.own.protocol, GOLD) for r in run.rows], SPACE.formulary))
+    assert own.micro_f1_low < own.micro_f1 < own.micro_f1_high
     assert constant.figures["f1"].mean == pytest.approx(0.8)
     assert board.line("alone").not_run.startswith("no endpoint")
     # The baseline learned one variant only and is not in the other's table.
@@ -72,6 +75,62 @@ def test_confusion_by_agent_and_effort_by_node(summary):
     text = "\n".join(" | ".join(r.cells) for table in all_tables(summary) for r in table.rows)
     assert "of it propose | 2.0 | 120 | 0.0200 | 0.0 | 0.0 | 1.0" in text
     assert "of it simulate | 0.0 | 0 |  | 4.0 | 28.0 | 2.0" in text  # a price that is not known is no price
+
+
+def test_the_interval_of_regret_of_random_resamples_both_losses_of_a_patient_together():
+    """In the mean the choice loses half of what a random one does, and in every patient exactly half of it."""
+
+    def judged(case_id, epoch, lost, random):
+        found = Regret(of_range=0.5, of_random=lost / random, true_risk=2 + lost, best=2, worst=9,
+                       random_mean=2 + random, win_vs_given=None, allowed=True)  # fmt: skip
+        return row(case_id, HALF, epoch, own=entry(HALF).model_copy(update={"regret": found}))
+
+    def figure(cases):
+        return summarise([run_of(cases)], draws=4000).boards[0].line("own").figures["regret_of_random"]
+
+    randoms = np.random.default_rng(1).gamma(1.0, 1.0, 12)
+    # two epochs, which are one patient: they lose 0.4 and 0.6 of it
+    halved = figure([judged(str(i), e, (0.2 + 0.2 * e) * r, r)
+                     for i, r in enumerate(randoms) for e in (1, 2)])  # fmt: skip
+    assert (halved.mean, halved.low, halved.high) == (pytest.approx(0.5),) * 3
+    assert halved.n == 12
+
+    lost = randoms * np.random.default_rng(2).uniform(0, 1, 12)
+    found = figure([judged(str(i), 1, a, b) for i, (a, b) in enumerate(zip(lost, randoms, strict=True))])
+    theirs = stats.bootstrap(
+        (lost, randoms), lambda a, b, axis: a.mean(axis) / b.mean(axis), paired=True, method="percentile",
+        n_resamples=20_000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert found.mean == pytest.approx(lost.mean() / randoms.mean())
+    assert (found.low, found.high) == (pytest.approx(theirs.low, abs=0.01), pytest.approx(theirs.high, abs=0.01))
+
+    alone = figure([judged("0", 1, 0.2, 0.5)])
+    assert (alone.mean, alone.low, alone.high, alone.n) == (pytest.approx(0.4), None, None, 1)
+    nothing = figure([judged(str(i), 1, 0.0, 1e-300) for i in range(3)])  # 2 + 1e-300 is 2: nothing can be lost
+    assert (nothing.mean, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_of_micro_f1_resamples_patients_with_all_their_agents():
+    """Against 2 |answered and gold| / (|answered| + |gold|) of drawn patients; a patient's two epochs stay together."""
+    rng = np.random.default_rng(5)
+    items = [item.name for item in SPACE.formulary.items]
+    said = [[[RIGHT, HALF, WRONG, None][k] for k in rng.integers(0, 4, 2)] for _ in range(15)]
+    rows = [row(f"{i:02d}", answer, e) for i, answers in enumerate(said) for e, answer in enumerate(answers, 1)]
+    summary = summarise([run_of(rows)], draws=4000)
+    line = summary.boards[0].line("own")
+
+    answered = np.array([[[name in (p.items if p else ()) for name in items] for p in answers] for answers in said])
+    gold = np.broadcast_to([name in GOLD.items for name in items], answered.shape)
+    index = rng.integers(0, 15, (4000, 15))
+    hits, either = (values[index].sum((1, 2, 3)) for values in (answered & gold, answered.astype(int) + gold))
+    low, high = np.quantile(2 * hits / either, (0.025, 0.975))
+    assert line.micro_f1_low == pytest.approx(low, abs=0.015)
+    assert line.micro_f1_high == pytest.approx(high, abs=0.015)
+    shown = f"{100 * line.micro_f1:.1f} [{100 * line.micro_f1_low:.1f}, {100 * line.micro_f1_high:.1f}] |"
+    assert next(x for x in report_markdown(summary).splitlines()[::-1] if shown in x).startswith("| MeWM planner")
+
+    alone = summarise([run_of([row("1", HALF)])]).boards[0].line("own")
+    assert (alone.micro_f1, alone.micro_f1_low, alone.micro_f1_high) == (pytest.approx(0.8), None, None)
 
 
 def test_the_lead_is_compared_with_every_line_pairwise(summary):
@@ -95,6 +154,58 @@ def test_a_second_run_is_a_line_of_its_own_and_runs_on_other_data_are_refused(ru
         summarise([run, run_of([row("0", RIGHT)], dataset="phantom")])
     with pytest.raises(InputError, match="has no finished case yet"):
         summarise([run_of([])])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("planner", "planner", "planner"), ("planner", "planner, 2", "planner", "planner"), ("", "", "")],
+)
+def test_no_run_is_lost_whatever_the_folders_are_called(run, names):
+    """The same kind of run several times, in folders of one name: x0/planner, x1/planner, x2/planner."""
+    others = [
+        run_of([row(str(i), RIGHT, regret=0.1 * number) for i in range(5)], name=f"x{number}/{name}" if name else ".")
+        for number, name in enumerate(names)
+    ]
+    summary = summarise([run, *others], draws=100)
+    labels = [line.label for line in summary.boards[0].lines]
+    assert len(set(labels)) == len(labels)
+    for number in range(len(names)):
+        label = summary.boards[0].line(f"run{number + 2}").label
+        assert summary.regrets[label] == pytest.approx((0.1 * number,) * 5)
+        (regret,) = (v for v in summary.versus if (v.variant, v.label, v.metric) == ("raw", label, "regret"))
+        assert regret.mean == pytest.approx(0.4 - 0.1 * number)
+        assert f">{label}<" in report_html(summary)
+
+
+def test_the_lead_is_compared_on_every_gold_variant():
+    """The lead is always right on the first gold and half right on the other, the second run the other way round."""
+    gold = {"raw": RIGHT, "oil": HALF}
+
+    def case(i, said):
+        scores = {name: score_protocol(said, wanted, SPACE.formulary) for name, wanted in gold.items()}
+        return row(str(i), said, gold=gold, own=entry(said).model_copy(update={"scores": scores}), baselines={})
+
+    lead, other = (run_of([case(i, said) for i in range(6)], name=str(said.key)) for said in (RIGHT, HALF))
+    summary = summarise([lead, other], draws=100)
+    f1 = {v.variant: v for v in summary.versus if v.metric == "f1"}
+    assert list(f1) == ["raw", "oil"]
+    assert (f1["raw"].mean, f1["raw"].wins) == (pytest.approx(0.2), 6)
+    assert (f1["oil"].mean, f1["oil"].losses) == (pytest.approx(-0.2), 6)
+    assert f1["raw"].p_holm == f1["raw"].p  # one line in each table
+    assert [v["variant"] for v in json.loads(report_json(summary))["versus"]] == ["raw", "oil"]
+    raw, oil = "Against every other line, gold: raw", "Against every other line, gold: oil"
+    text, html = report_markdown(summary), report_html(summary)
+    assert text.index(f"## {raw}\n") < text.index("| +20.0 [") < text.index(f"## {oil}\n") < text.index("| -20.0 [")
+    assert html.index(f"<h2>{raw}</h2>") < html.index(f"<h2>{oil}</h2>")
+
+
+def test_with_one_gold_the_comparison_names_no_variant():
+    gold = {"raw": GOLD}
+    one, two = (run_of([row(str(i), said, gold=gold) for i in range(3)], name=said.key) for said in (RIGHT, HALF))
+    summary = summarise([one, two], draws=100)
+    assert {v.variant for v in summary.versus} == {"raw"}
+    assert "## Against every other line\n" in report_markdown(summary)
+    assert "<h2>Against every other line</h2>" in report_html(summary)
 
 
 def test_cases_that_one_of_two_runs_lacks_are_listed_by_name(run):
@@ -177,16 +288,17 @@ def test_calibration_is_the_slope_within_cases_by_hand():
 def test_the_survival_panel_splits_at_the_median_simulated_risk():
     """Risk orders death times perfectly: c-index 1, the high-risk curve below the other."""
 
-    def patient(i, assessed=HALF):
-        risks = (SimulatedRisk(protocol=assessed.key, simulated=float(i), se=None),)
-        return row(str(i), RIGHT, given=HALF, risks=risks, survival=Survival(months=40.0 - 3 * i, died=True))
+    def patient(i, given_risk=None):
+        # RIGHT is chosen: its risk, here the wrong way round, says nothing about those who were given HALF
+        risks = (SimulatedRisk(protocol=RIGHT.key, simulated=-float(i), se=None),)
+        follow_up = Survival(months=40.0 - 3 * i, died=True)
+        return row(str(i), RIGHT, given=HALF, given_risk=given_risk, risks=risks, survival=follow_up)
 
-    # RIGHT is chosen: its risk says nothing about those who were given HALF, and they are in no figure
-    others = [patient(i, assessed=RIGHT) for i in range(20, 23)]
-    panel = survival_panel(run_of([*(patient(i) for i in range(10)), *others]))
+    without_plan = [patient(i) for i in range(10, 13)]
+    panel = survival_panel(run_of([*(patient(i, float(i)) for i in range(10)), *without_plan]))
     assert panel.scores.harrell.mean == 1.0
     assert (panel.scores.n, panel.not_assessed) == (10, 3)
-    assert "3 patients for whom the search did not assess it are in no figure" in survival_text(panel)
+    assert "3 patients without a plan are in no figure" in survival_text(panel)
     assert "integrated_brier (there are no predicted survival curves)" in survival_text(panel)
     assert panel.ipcw.low <= panel.ipcw.mean == panel.scores.ipcw <= panel.ipcw.high
     assert panel.mean_auc.low <= panel.mean_auc.mean == panel.scores.mean_auc <= panel.mean_auc.high
@@ -194,7 +306,7 @@ def test_the_survival_panel_splits_at_the_median_simulated_risk():
     assert panel.higher_hazard.values == pytest.approx(np.cumsum([1 / 5, 1 / 4, 1 / 3, 1 / 2, 1]))
     assert (panel.lower.at_risk, panel.higher.at_risk) == (5, 5)
     assert max(panel.higher.months) < min(panel.lower.months)
-    assert survival_panel(run_of([patient(i) for i in range(5)])) is None
+    assert survival_panel(run_of([patient(i, float(i)) for i in range(5)])) is None
 
 
 def test_the_brier_score_is_that_of_the_plans_curves_at_the_risk_of_what_was_given():
@@ -208,7 +320,7 @@ def test_the_brier_score_is_that_of_the_plans_curves_at_the_risk_of_what_was_giv
     def patient(i, chosen, last=None):
         told = tuple(float(s) for s in np.exp(-grid[:last] / 12.0 * np.exp(chosen)))
         return row(
-            str(i), RIGHT, given=HALF, risks=(SimulatedRisk(protocol=HALF.key, simulated=float(risk[i]), se=None),),
+            str(i), RIGHT, given=HALF, given_risk=float(risk[i]),
             curve=RiskCurve(log_risk=chosen, months=tuple(map(float, grid[:last])), survival=told),
             survival=Survival(months=float(months[i]), died=bool(died[i])),
         )  # fmt: skip

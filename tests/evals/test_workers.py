@@ -88,6 +88,14 @@ def test_two_processes_give_what_one_gives(tmp_path, folder):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_the_epochs_of_a_case_are_answered_by_one_process(folder):
+    """They share its scans, which are written once and removed when all epochs are through."""
+    run([job(folder, epochs=3)], who, processes=2)
+    pids = [{(folder / CASES / f"case-{n}" / str(e) / "pid").read_text() for e in (1, 2, 3)} for n in (1, 2, 3, 4)]
+    assert all(len(found) == 1 for found in pids)
+    assert len(set.union(*pids)) == 2
+
+
 def test_the_parts_of_a_case_are_answered_by_one_process_and_share_a_folder_until_all_are_through(tmp_path):
     together = tmp_path / "shared"
     jobs = [job(tmp_path / name) for name in ("first", "second")]
