@@ -224,9 +224,7 @@ def _answer_all(
     """
     first = parts[0].evaluation
     epochs = range(1, first.spec.epochs + 1)
-    wanted: list[
-        tuple[EvalCase, list[tuple[int, int]]]
-    ] = []  # a case with its epochs and parts, whose scans they share
+    wanted: list[tuple[EvalCase, list[tuple[int, int]]]] = []  # the epochs and parts of a case share its scans
     for case in first.dataset.cases:
         open_ = [(e, n) for e in epochs for n, part in enumerate(parts) if not is_answered(part, case, e)]
         if open_:
