@@ -21,6 +21,12 @@ SHORT_S, LONG_S = 120, 240
 """Longest waits for the page and for a search: far above what an idle machine takes, since tests share theirs."""
 HARMLESS = ("GPU stall", "Autofocus processing")
 """Console messages of the software renderer and of Gradio itself that are no errors."""
+_PRESS = """selector => {
+  const control = document.querySelector(selector);
+  const there = control !== null && control.offsetParent !== null && !control.disabled;
+  if (there) control.click();
+  return there;
+}"""
 BROKEN_OFF = ("AbortError", "errored out")
 """What Gradio's client logs of a stream when the page that listens is loaded again."""
 
@@ -126,6 +132,10 @@ class Person:
     def tab(self, name: str) -> None:
         """Open a tab of the plan."""
         self.page.click(f'#plan-tabs button[role=tab]:text-is("{name}")')
+
+    def press_if_there(self, selector: str) -> bool:
+        """Click a control that is shown only while something goes on, which may end at any moment."""
+        return bool(self.page.evaluate(_PRESS, selector))
 
     def waiting(self, gate: str, plan: str = "plan-1", timeout_s: float = LONG_S) -> Any:
         """The card of a question, once it waits."""

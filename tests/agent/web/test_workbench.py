@@ -234,13 +234,11 @@ def test_stop_resume_reload_and_the_keyboard(browser, small):
     page.wait_for_selector("#stop", state="visible")
     person.reload()  # the turn goes on, and the page finds it
     page.wait_for_selector('#chat :text("approve plan-1 as Dr Chen")')
-    if page.locator("#stop").is_visible():
-        began = time.monotonic()
-        page.click("#stop")
+    began = time.monotonic()
+    if person.press_if_there("#stop"):
         person.idle()
-        assert time.monotonic() - began < 5
-    if page.locator("#resume").is_visible():
-        page.click("#resume")
+        assert time.monotonic() - began < 15  # a second or two where no other test computes
+    person.press_if_there("#resume")
     person.waiting("plan")
     person.idle()
 
