@@ -1,8 +1,7 @@
 """Direct image regressor: scan before treatment, record and protocol to risk in one network, simulating nothing.
 
 It has the encoder of the survival network and the action vector, learns from the same pool, the same follow-up and the
-same Cox loss through the same training loop. It answers whether simulating
-the scan after treatment is worth it.
+same Cox loss through the same training loop. It answers whether simulating the scan after treatment is worth it.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ steps as the shipped one. A stopped run goes on.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from safetensors.torch import load_file
 
-from agent.cli.recorded_command import source_commit
+from agent.cli.recorded_command import recorded_command, source_commit
 from evals.trained_baselines import share_latents
 from models.errors import InputError, MewmError
 from models.networks.preset import Preset
@@ -111,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
     console = Console()
-    command = "python -m evals.trained_without " + shlex.join(
-        Path(word).name if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)
-    )
+    command = recorded_command("python -m evals.trained_without")
     try:
         pool: Any = PatchPool.open(arguments.pool)  # frozen, which the interface of pools does not ask for
         for what in arguments.only or CHANGES:

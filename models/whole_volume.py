@@ -25,7 +25,7 @@ SMALLEST_VOXELS, SMALLEST_RADIUS_MM = 20, 3.0  # tumours below either are droppe
 TUMOUR_SEED, TUMOUR_EDGE = 0.99, 0.2
 """Probability that some voxel of a tumour must have, and that all of them have: two thresholds, as in edge detection
 (Canny 1986, doi:10.1109/TPAMI.1986.4767851). Chosen on 20 synthetic patients and 60 livers without tumour that are in
-no table: a tumour was found in 1 of those livers where 0.5 for both found one in 6, and the Dice did not suffer."""
+no table: a tumour was found in 1 of those livers, with 0.5 for both in 6 of them; the mean Dice was 0.60 and 0.59."""
 
 
 def segment_whole(

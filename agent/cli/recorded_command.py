@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 
-def recorded_command() -> str:
-    """`mewm` and its words, with files and folders by name only."""
-    return "mewm " + shlex.join(_short(word) for word in sys.argv[1:])
+def recorded_command(program: str = "mewm") -> str:
+    """The program and its words, with files and folders by name only."""
+    return f"{program} " + shlex.join(_short(word) for word in sys.argv[1:])
 
 
 def source_commit() -> str:

@@ -33,7 +33,7 @@ BASELINES = {
     "regressor_told": "the same regressor, told the true risk of its training protocols",
 }  # fmt: skip
 """What tables call a baseline that could not be run, and so told no label of its own."""
-NOT_RUN = {"alone": "no endpoint is configured (--backend)"}
+NOT_RUN = {"alone": "no endpoint was given (--backend), or --baselines left it out"}
 VERSUS = ("f1", "regret")
 """What every line is compared with the lead in; regret where the truth is known."""
 
