@@ -265,7 +265,7 @@ def test_every_baseline_stands_in_the_table_of_a_small_phantom_run(tmp_path, mon
     for name in BASELINE_NAMES:
         assert re.search(rf"^ *{name}: ", shown, re.M), name
     assert re.search(r"^ *policy before any simulation \(guideline\) ", shown, re.M)
-    assert "VLM alone, the paper's prompts: not run: no endpoint is configured" in shown
+    assert "VLM alone, the paper's prompts: not run: no endpoint was given (--backend)" in shown
     (board,) = Summary.model_validate_json((tmp_path / "run" / "report.json").read_text()).boards
     assert [line.who for line in board.lines] == ["own", *BASELINE_NAMES, "alone"]
     for line in board.lines[:-1]:

@@ -225,7 +225,7 @@ def test_cases_that_one_of_two_runs_lacks_are_listed_by_name(run):
 def test_markdown_and_json_hold_the_same_figures(summary):
     text = report_markdown(summary)
     assert "| MeWM planner (guideline) | 5 | 52.0 [" in text
-    assert "not run: no endpoint is configured" in text
+    assert "not run: no endpoint was given (--backend)" in text
     assert "as published, other split" in text
     assert "64.08" in text
     assert "[0](cases/0/1/run/trace.jsonl)" in text
