@@ -127,15 +127,6 @@ def harrell_interval(outcomes: Outcomes, risk: Array, seed: int = 0, draws: int 
     return _bootstrap(outcomes, lambda some, index: harrell(some, risk[index]), seed, draws)
 
 
-def harrell_difference(outcomes: Outcomes, a: Array, b: Array, seed: int = 0, draws: int = 1000) -> Interval:
-    """c-index of `a` minus that of `b` on the same patients, with a paired bootstrap interval.
-
-    Raises:
-        ValueError: No pair of patients can be compared.
-    """
-    return _bootstrap(outcomes, lambda some, i: harrell(some, a[i]) - harrell(some, b[i]), seed, draws)
-
-
 def ipcw_interval(outcomes: Outcomes, risk: Array, seed: int = 0, draws: int = 200) -> Interval:
     """Uno's c-index up to the last of `evaluation_times`, with a 95 % percentile bootstrap interval by patient.
 

@@ -56,6 +56,7 @@ class DenoiserTask:
         self.log2_spacing = torch.log2(torch.from_numpy(np.array(pool.spacing_mm, dtype=np.float32)) / 1.5)
         self.profiles = torch.from_numpy(np.array(latents.profile, dtype=np.float32))
         self.combos = Combos(pool)
+        self._faded: dict[tuple[int, int], Tensor] = {}
 
     def fit_response(self, path: Path, run: str, seed: int) -> None:
         """Train the response head, or load what an earlier call left in `path`."""
@@ -132,18 +133,23 @@ class DenoiserTask:
         rng: np.random.Generator,
     ) -> Tensor:  # fmt: skip
         """Condition latents; for a share of the pairs those of the attenuated scan, z'_0 of equation (2)."""
-        out = z_pre
+        out = z_pre.clone()
         for pair in np.flatnonzero(rng.random(len(patients) // 2) < self.options["attenuation_share"]):
-            patient = int(patients[2 * pair])
+            for place in (2 * pair, 2 * pair + 1):
+                patient = int(patients[place])
+                dead = 1.0 - float(self.shares[patient, protocols[place], 0])
+                out[place] = self._faded_latents(patient, level_of_share(dead))
+        return out
+
+    def _faded_latents(self, patient: int, level: int) -> Tensor:
+        """Latents of the attenuated scan; kept, since a patient has four levels at most and is drawn many times."""
+        if (patient, level) not in self._faded:
             scan = hu_to_unit(self.pool.pre[patient], self.preset.hu_window)
             tumour = torch.from_numpy(np.array(self.pool.tumour_mask[patient]) > 0).float()
-            dead = 1.0 - self.shares[patient, protocols[2 * pair : 2 * pair + 2], 0]
-            faded = torch.stack([attenuate(scan, tumour, level_of_share(float(value))) for value in dead])
-            if out is z_pre:
-                out = z_pre.clone()
             with torch.no_grad():
-                out[2 * pair : 2 * pair + 2] = self.autoencoder.encode(faded[:, None].to(self.device))
-        return out
+                faded = attenuate(scan, tumour, level)[None, None].to(self.device)
+                self._faded[patient, level] = self.autoencoder.encode(faded)[0]
+        return self._faded[patient, level]
 
     def _given_shares(
         self, patients: npt.NDArray[np.int64], protocols: npt.NDArray[np.int64], rng: np.random.Generator

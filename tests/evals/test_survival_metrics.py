@@ -19,7 +19,6 @@ from evals.survival_metrics import (
     Outcomes,
     evaluation_times,
     harrell,
-    harrell_difference,
     harrell_interval,
     integrated_brier,
     ipcw,
@@ -74,10 +73,6 @@ def test_the_direction_and_the_interval() -> None:
     found = harrell_interval(outcomes, risk, draws=100)
     assert 0.6 < found.low < found.mean < found.high < 1.0
     assert found.mean == harrell(outcomes, risk)
-    same = harrell_difference(outcomes, risk, risk, draws=50)
-    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
-    noise = np.random.default_rng(0).normal(size=120)
-    assert harrell_difference(outcomes, risk, noise, draws=100).low > 0.0
 
 
 def test_metrics_are_those_of_scikit_survival_on_its_own_data(heart) -> None:
