@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import InputError
@@ -214,8 +216,8 @@ def item_counts(pairs: Iterable[tuple[Answer, Protocol]], formulary: Formulary) 
     }
 
 
-def micro_f1(pairs: Iterable[tuple[Answer, Protocol]], formulary: Formulary) -> float:
-    """F1 over all agents of all cases pooled; 1 where neither an answer nor a gold holds any agent.
+def micro_counts(pairs: Iterable[tuple[Answer, Protocol]], formulary: Formulary) -> tuple[int, int]:
+    """Agents answered rightly, and agents answered wrongly or missed, over all cases.
 
     Args:
         pairs: Answer and gold of each case.
@@ -223,8 +225,20 @@ def micro_f1(pairs: Iterable[tuple[Answer, Protocol]], formulary: Formulary) -> 
     """
     counts = item_counts(pairs, formulary).values()
     hits = sum(count.true_positive for count in counts)
-    positives = 2 * hits + sum(count.false_positive + count.false_negative for count in counts)
-    return 2 * hits / positives if positives else 1.0
+    return hits, sum(count.false_positive + count.false_negative for count in counts)
+
+
+def micro_f1(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """F1 over all agents of all cases pooled; 1 where neither an answer nor a gold holds any agent.
+
+    Args:
+        counts: (..., 2) sums of `micro_counts`.
+
+    Returns:
+        (...) in [0, 1].
+    """
+    hits, errors = counts[..., 0], counts[..., 1]
+    return np.where(hits + errors > 0, 2 * hits / np.maximum(2 * hits + errors, 1), 1.0)
 
 
 def stability(answers: Sequence[Protocol | None]) -> float | None:

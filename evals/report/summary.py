@@ -16,7 +16,7 @@ from pydantic import Field
 
 from evals.compare import Side, check_same_data
 from evals.measures import METRICS, OF_RANDOM, losses, metric_value, per_case
-from evals.metrics import Answer, item_counts, micro_f1
+from evals.metrics import Answer, item_counts, micro_counts, micro_f1
 from evals.model_card.figures import Array, pooled_figure
 from evals.report.calibration import Calibration, calibration_of
 from evals.report.survival import SurvivalPanel, survival_panel
@@ -354,20 +354,7 @@ def _micro_f1(
     for row, entry in entries:
         if variant in row.gold:
             by_case.setdefault(row.case_id, []).append((said(entry.protocol, entry.unknown), row.gold[variant]))
-    counted = [item_counts(by_case[case], formulary).values() for case in sorted(by_case)]
-    sums = [
-        (sum(c.true_positive for c in counts), sum(c.false_positive + c.false_negative for c in counts))
-        for counts in counted
-    ]
-    found = _pooled(sums, _f1_of_sums, seed, draws)
-    pairs = chain.from_iterable(by_case.values())
-    return found and found.model_copy(update={"mean": micro_f1(pairs, formulary)})
-
-
-def _f1_of_sums(sums: Array) -> Array:
-    """Sums (..., [hits, errors]) -> F1; 1 where neither an answer nor a gold holds any agent."""
-    hits, errors = sums[..., 0], sums[..., 1]
-    return np.where(hits + errors > 0, 2 * hits / (2 * hits + errors), 1.0)
+    return _pooled([micro_counts(by_case[case], formulary) for case in sorted(by_case)], micro_f1, seed, draws)
 
 
 def _versus(runs: Sequence[EvalRun], variant: str, seed: int, draws: int) -> tuple[Versus, ...]:
