@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from evals.measures import METRICS, Metric, per_case
+from evals.measures import METRICS, OF_RANDOM, Metric, losses, per_case
 from evals.results import EvalRun, ResultModel, read_run
 from evals.statistics import holm, paired_difference
 from models.errors import InputError
@@ -114,14 +114,18 @@ def compare(a: Side, b: Side, *, variant: str | None = None, seed: int = 0, draw
     raw: list[tuple[Metric, Mapping[str, float], Mapping[str, float]]] = []
     left_out = []
     for metric in METRICS.values():
-        values_a, values_b = (per_case(s.run, s.who, metric.name, variant, ids_a & ids_b) for s in (a, b))
+        values_a, values_b = (_values(side, metric.name, variant) for side in (a, b))
         common = values_a.keys() & values_b.keys()
         if len(common) >= 2:
             raw.append((metric, values_a, values_b))
         elif values_a or values_b:
             left_out.append(metric.name)
+    random = {case: loss.random for case, loss in losses(a.run, a.who, variant).items()}
+    units = {metric.name: random if metric.name == OF_RANDOM else None for metric, _, _ in raw}
     found = {
-        metric.name: paired_difference(vb, va, lower_is_better=metric.lower_is_better, seed=seed, draws=draws)
+        metric.name: paired_difference(
+            vb, va, lower_is_better=metric.lower_is_better, seed=seed, draws=draws, unit=units[metric.name]
+        )
         for metric, va, vb in raw
     }
     adjusted = holm({m.name: found[m.name].p for m, _, _ in raw if m.quality})
@@ -129,13 +133,15 @@ def compare(a: Side, b: Side, *, variant: str | None = None, seed: int = 0, draw
     for metric, va, vb in raw:
         pair = found[metric.name]
         both = sorted(va.keys() & vb.keys())
+        unit = units[metric.name]
+        total = len(both) if unit is None else math.fsum(unit[c] for c in both) or len(both)
         differences.append(
             Difference(
                 metric=metric.name,
                 label=metric.label,
                 lower_is_better=metric.lower_is_better,
-                mean_a=math.fsum(va[c] for c in both) / len(both),
-                mean_b=math.fsum(vb[c] for c in both) / len(both),
+                mean_a=math.fsum(va[c] for c in both) / total,
+                mean_b=math.fsum(vb[c] for c in both) / total,
                 p_holm=adjusted.get(metric.name),
                 **pair._asdict(),
             )
@@ -153,6 +159,12 @@ def compare(a: Side, b: Side, *, variant: str | None = None, seed: int = 0, draw
         differences=tuple(differences),
         not_compared=tuple(left_out),
     )
+
+
+def _values(side: Side, metric: str, variant: str) -> dict[str, float]:
+    if metric == OF_RANDOM:
+        return {case: loss.chosen for case, loss in losses(side.run, side.who, variant).items()}
+    return per_case(side.run, side.who, metric, variant)
 
 
 def check_same_data(a: Side, b: Side) -> None:

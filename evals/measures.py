@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,7 +72,7 @@ def metric_value(row: CaseRow, entry: Entry, metric: str, variant: str, who: str
         row: The case.
         entry: A contestant's entry in it.
         metric: Name in `METRICS`, apart from ``stability`` and ``regret_of_random``, which belong to several rows
-            (`per_case`).
+            (`per_case`, `losses`).
         variant: Gold variant.
         who: Whose entry it is: effort and action space are known of the agent and of its fallback, effort of the
             vision-language model alone, neither of a baseline.
@@ -114,26 +113,15 @@ def _usage_of(row: CaseRow, who: str) -> Usage | None:
     return row.usage if who in ("own", "fallback") else None
 
 
-def per_case(
-    run: EvalRun, who: str, metric: str, variant: str, among: Collection[str] | None = None
-) -> dict[str, float]:
+def per_case(run: EvalRun, who: str, metric: str, variant: str) -> dict[str, float]:
     """Case id -> value, averaged over the epochs of a case; cases without a value are left out.
-
-    ``regret_of_random`` is a ratio of means: what the choice lost in a case, in units of what a random allowed protocol
-    loses in the mean case. A mean of ratios would be ruled by the patients for whom all protocols do nearly the same.
 
     Args:
         run: The evaluation.
         who: The contestant.
-        metric: Name in `METRICS`.
+        metric: Name in `METRICS`, but ``regret_of_random``, which is a ratio of means over cases (`losses`).
         variant: Gold variant.
-        among: Cases over which that unit is taken: those in common, where two runs are compared; None: all.
     """
-    if metric == OF_RANDOM:
-        lost = losses(run, who, variant)
-        counted = [one.random for case_id, one in lost.items() if among is None or case_id in among]
-        unit = (sum(counted) / len(counted) if counted else 0.0) or 1.0
-        return {case_id: one.chosen / unit for case_id, one in lost.items()}
     values: dict[str, float] = {}
     for case_id, found in _by_case(run, who, variant).items():
         if metric == "stability":
@@ -161,6 +149,9 @@ class Loss(NamedTuple):
 
 def losses(run: EvalRun, who: str, variant: str) -> dict[str, Loss]:
     """Case id -> what is lost there; cases whose truth is not known are left out.
+
+    ``regret_of_random`` is the sum of what the choices lost over the sum of what random ones lose. A mean of the cases'
+    ratios would be ruled by the patients for whom all protocols do nearly the same.
 
     Args:
         run: The evaluation.

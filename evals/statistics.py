@@ -33,7 +33,7 @@ class Paired(NamedTuple):
     """Run A minus run B over the cases that both have.
 
     Attributes:
-        mean: Mean of A - B.
+        mean: Mean of A - B, or its ratio to the mean of `unit`.
         low: Lower end of the paired bootstrap interval.
         high: Upper end.
         p: Two-sided sign-flip permutation p value.
@@ -42,7 +42,8 @@ class Paired(NamedTuple):
         ties: Cases in which both are equal.
         losses: Cases in which B is better.
         smallest_detectable: The smallest true mean difference that `n` cases with this spread would have shown with a
-            power of 80 % (two-sided 5 %); None where `n` is too small for any difference to reach 5 %.
+            power of 80 % (two-sided 5 %), in the unit's mean as if that were known; None where `n` is too small for any
+            difference to reach 5 %.
         missing: Ids of cases that only one run has, sorted. They are not in any figure.
     """
 
@@ -58,7 +59,9 @@ class Paired(NamedTuple):
     missing: tuple[str, ...]
 
 
-def bootstrap_mean(values: npt.ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95) -> Interval:
+def bootstrap_mean(
+    values: npt.ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95, unit: npt.ArrayLike = 1.0
+) -> Interval:
     """Mean with a percentile bootstrap interval over patients.
 
     Args:
@@ -66,6 +69,8 @@ def bootstrap_mean(values: npt.ArrayLike, seed: int = 0, draws: int = 10_000, le
         seed: Of the resampling.
         draws: Bootstrap resamples.
         level: Of the interval, in (0, 1).
+        unit: One value per patient that is resampled with them: the figure is the ratio of both means, and of the
+            values alone where the units are all 0.
 
     Raises:
         ValueError: Fewer than two values, or a value that is not finite.
@@ -77,9 +82,11 @@ def bootstrap_mean(values: npt.ArrayLike, seed: int = 0, draws: int = 10_000, le
     if data.ndim != 1 or data.size < 2 or not np.isfinite(data).all():
         raise ValueError(f"an interval needs at least two finite values, got {data!r}")
     index = np.random.default_rng(seed).integers(0, data.size, (draws, data.size))
+    per = np.broadcast_to(np.asarray(unit, float), data.shape)
+    means, units = data[index].mean(1), per[index].mean(1)
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(data[index].mean(1), (tail, 1.0 - tail))
-    return Interval(float(data.mean()), float(low), float(high), int(data.size))
+    low, high = np.quantile(means / np.where(units == 0, 1.0, units), (tail, 1.0 - tail))
+    return Interval(float(data.mean() / (per.mean() or 1.0)), float(low), float(high), int(data.size))
 
 
 def paired_difference(
@@ -90,6 +97,7 @@ def paired_difference(
     seed: int = 0,
     draws: int = 10_000,
     level: float = 0.95,
+    unit: Mapping[str, float] | None = None,
 ) -> Paired:
     """Compare two runs case by case.
 
@@ -100,13 +108,16 @@ def paired_difference(
         seed: Of bootstrap and permutation.
         draws: Bootstrap resamples, and sign patterns where they are drawn.
         level: Of the interval.
+        unit: Case id -> what the differences are measured in, for a ratio of two means; a case's difference and unit
+            are resampled together. None: the plain mean.
 
     Raises:
         ValueError: Fewer than two cases in common, or a value that is not finite.
     """
     common = sorted(a.keys() & b.keys())
     differences = np.array([a[case] - b[case] for case in common], float)
-    interval = bootstrap_mean(differences, seed, draws, level)
+    per = np.array([1.0 if unit is None else unit[case] for case in common])
+    interval = bootstrap_mean(differences, seed, draws, level, per)
     better = -differences if lower_is_better else differences
     return Paired(
         mean=interval.mean,
@@ -117,7 +128,7 @@ def paired_difference(
         wins=int((better > 0).sum()),
         ties=int((better == 0).sum()),
         losses=int((better < 0).sum()),
-        smallest_detectable=_smallest_detectable(differences),
+        smallest_detectable=_smallest_detectable(differences / (per.mean() or 1.0)),
         missing=tuple(sorted(a.keys() ^ b.keys())),
     )
 

@@ -97,12 +97,12 @@ def test_regret_of_random_is_the_ratio_of_means_by_hand():
         return row(case_id, HALF, own=entry(HALF).model_copy(update={"regret": found}))
 
     cases = [judged("1", 0.1, 0.5), judged("2", 0.3, 0.001)]
-    values = per_case(run_of(cases), "own", "regret_of_random", "raw")
-    assert sum(values.values()) / 2 == pytest.approx(0.4 / 0.501)
     # compared over the cases in common, whatever else one run holds
     a, b = side([*cases, judged("only-a", 9.0, 7.0)]), side([judged("1", 0.2, 0.5), judged("2", 0.0, 0.001)])
     found = compare(a, b).difference("regret_of_random")
     assert (found.mean_a, found.mean_b) == (pytest.approx(0.4 / 0.501), pytest.approx(0.2 / 0.501))
+    assert found.mean == pytest.approx(-0.2 / 0.501)
+    assert (found.wins, found.losses) == (1, 1)
 
 
 def test_epochs_are_averaged_within_a_case_first():

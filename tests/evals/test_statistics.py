@@ -136,3 +136,22 @@ def test_holm_rejects_what_its_step_down_procedure_rejects() -> None:
         while left and p[left[0]] <= 0.05 / len(left):
             rejected.add(left.pop(0))
         assert {name for name, value in holm(p).items() if value <= 0.05} == rejected
+
+
+def test_a_ratio_of_means_resamples_differences_and_units_of_a_case_together():
+    rng = np.random.default_rng(3)
+    units = rng.gamma(1.0, 1.0, 15)
+    lost, other = units * rng.uniform(0, 1, 15), units * rng.uniform(0, 1, 15)
+    found = paired_difference(by_case(lost), by_case(other), unit=by_case(units))
+    theirs = stats.bootstrap(
+        (lost - other, units), lambda a, b, axis: a.mean(axis) / b.mean(axis), paired=True, method="percentile",
+        n_resamples=20_000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert found.mean == pytest.approx((lost - other).mean() / units.mean())
+    assert (found.low, found.high) == (pytest.approx(theirs.low, abs=0.01), pytest.approx(theirs.high, abs=0.01))
+    assert found.p == paired_difference(by_case(lost), by_case(other)).p
+
+    half = paired_difference(by_case(0.5 * units), by_case(0.0 * units), unit=by_case(units))
+    assert (half.mean, half.low, half.high) == (pytest.approx(0.5),) * 3  # whoever is drawn
+    nothing = paired_difference(by_case(0.0 * units), by_case(0.0 * units), unit=by_case(0.0 * units))
+    assert (nothing.mean, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
