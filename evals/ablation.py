@@ -44,6 +44,8 @@ class WithoutAssistant(Engine):
         return np.where(np.asarray(mask, dtype=bool), VIABLE, 0).astype(np.uint8).reshape(np.shape(patches))
 
 
+CONTROL = "nothing"
+"""Weights that were trained again with every part, beside those that lack one."""
 TRAINED_WITH = {"contrastive": "contrast_weight", "attenuation": "attenuation_share", "paper_losses": "effect_weight"}
 """Setting of the denoiser's training that is 0 in weights without the part (`docs/training.md`)."""
 
@@ -52,7 +54,7 @@ def check_trained_without(what: str, folder: Path) -> None:
     """Refuses weights that were trained with the part that they are said to lack.
 
     Args:
-        what: Key of `TRAINED_WITH`.
+        what: Key of `TRAINED_WITH`, or `CONTROL`, which lacks nothing.
         folder: Of the bundle.
 
     Raises:
@@ -60,6 +62,8 @@ def check_trained_without(what: str, folder: Path) -> None:
         InputError: the part was there, or nothing says that it was not.
     """
     preset = read_manifest(folder).preset
+    if what == CONTROL:
+        return
     setting = TRAINED_WITH[what]
     value = preset.training.denoiser.options.get(setting)
     if value != 0:

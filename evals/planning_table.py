@@ -35,7 +35,7 @@ from agent.run import Run, start_run
 from agent.services import make_services
 from agent.settings import PlannerSettings
 from agent.state import CaseFacts, Conditions
-from evals.ablation import WithoutAssistant, check_trained_without
+from evals.ablation import CONTROL, WithoutAssistant, check_trained_without
 from evals.datasets.phantom import PhantomCase, draw_cases
 from evals.image_regressor import predict_risks
 from evals.model_card.collect import Measure, Row, collect, folder_of, write_json
@@ -111,6 +111,7 @@ LINES = (
     Line("no_contrastive", "without combo-contrastive learning", _same, "contrastive"),
     Line("no_attenuation", "without attenuation", _same, "attenuation"),
     Line("paper_losses", "with the paper's losses", _same, "paper_losses"),
+    Line("retrained", "denoiser trained again, nothing left out (control)", _same, CONTROL),
     Line("pre_image", "simulated image replaced by the one before treatment", PreTreatmentImage),
     Line("other_image", "simulated image replaced by another patient's", _other),
     Line("true_image", "true image after treatment, learned risk", TrueImage, note="knows the truth"),
@@ -333,9 +334,11 @@ def summarise(rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked)
     labels = {line.name: line for line in LINES}
     full = [rows[FULL][index] for index in kept]
     planner = np.array([float(row["of_range"]) for row in full])
+    control = np.array([float(rows["retrained"][index]["of_range"]) for index in kept]) if "retrained" in rows else None
     lines = []
     for name, found in rows.items():
         mine = [found[index] for index in kept]
+        lacks_a_part = labels[name].weights not in (None, CONTROL)
         regret, random = (np.array([float(row[key]) for row in mine]) for key in ("of_range", "random"))
         lines.append(
             {
@@ -344,6 +347,7 @@ def summarise(rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked)
                 # the ratio of means: a patient for whom random is nearly best would rule a mean of ratios
                 "of_random": ratio_figure(regret, random),
                 "minus_full": None if name == FULL else _figure(regret - planner),
+                "minus_control": _figure(regret - control) if lacks_a_part and control is not None else None,
             }
         )  # fmt: skip
     baselines = {name: np.array([float(row["judged"][name]) for row in full]) for name in BASELINES}
@@ -397,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=60, help="patients")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="of the full planner")
     parser.add_argument("--without", action="append", default=[], metavar="NAME=FOLDER",
-                        help="weights trained without contrastive, attenuation, or with paper_losses")  # fmt: skip
+                        help="trained without contrastive, attenuation, nothing, or with paper_losses")  # fmt: skip
     parser.add_argument("--trained", type=Path, help="folder of `python -m evals.trained_baselines`")
     parser.add_argument("--only", action="append", choices=[line.name for line in LINES], help="rows; several times")
     parser.add_argument("--replicas", type=int, default=PlannerSettings().replicas, help="T")

@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from agent.cli.recorded_command import recorded_command, source_commit
+from evals.ablation import CONTROL
 from evals.trained_baselines import share_latents
 from models.errors import InputError, MewmError
 from models.networks.preset import Preset
@@ -37,6 +38,7 @@ from models.weights import (
 
 _OPTIONS = "training.denoiser.options."
 CHANGES: dict[str, tuple[str, ...]] = {
+    CONTROL: (),
     "contrastive": (f"{_OPTIONS}contrast_weight=0",),
     "attenuation": (f"{_OPTIONS}attenuation_share=0",),
     "paper_losses": (
@@ -47,7 +49,9 @@ CHANGES: dict[str, tuple[str, ...]] = {
         f"{_OPTIONS}contrast_paper=1", f"{_OPTIONS}contrast_temperature=0.07", f"{_OPTIONS}attenuation_share=1",
     ),
 }  # fmt: skip
-"""What is left out -> how the shipped preset changes; paper_losses: the paper's own instead of ours."""
+"""What is left out -> how the shipped preset changes; paper_losses: the paper's own instead of ours; nothing: a
+control, which shows how much one training differs from another, and what it costs that the survival network has learned
+from drawings of the shipped denoiser."""
 BUNDLE = "weights"
 
 

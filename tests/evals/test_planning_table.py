@@ -167,6 +167,13 @@ def test_regrets_are_paired_by_patient_and_excluded_ones_count_nowhere(bundle: P
     assert result["regret_over_constant"]["value"] == pytest.approx(kept.mean() / 0.4)
     assert result["baselines_minus_full"]["constant"]["value"] == pytest.approx(0.4 - kept.mean())
     assert "without combo-contrastive learning" in result["not_run"]
+    found |= {"no_contrastive": rows((values + 0.3).tolist()), "retrained": rows((values + 0.1).tolist())}
+    parts = summarise(found, {}, Asked(PlannerSettings(), bundle))
+    against = {row["name"]: row["minus_control"] for row in parts["rows"]}
+    assert against.pop("no_contrastive")["value"] == pytest.approx(0.2)  # 0.3 against the shipped weights
+    assert set(against.values()) == {None}
+    assert "Minus the control:\nwithout combo-contrastive learning 0.200 [0.200, 0.200]." in parts["markdown"]
+    assert "Minus the control" not in result["markdown"]
     found["true_hazard"] = rows(values.tolist())
     knowing = summarise(found, {}, Asked(PlannerSettings(), bundle))["markdown"]
     assert "toxicity is the fixed term without the patient's own sensitivity" in knowing
@@ -187,13 +194,13 @@ def test_a_ratio_of_means_by_hand() -> None:
 
 def test_rows_without_weights_say_what_is_missing(bundle: Path, tmp_path: Path) -> None:
     missing = missing_parts(Asked(PlannerSettings(), bundle))
-    assert set(missing) == {"no_contrastive", "no_attenuation", "paper_losses", "image_regressor"}
+    assert set(missing) == {"no_contrastive", "no_attenuation", "paper_losses", "retrained", "image_regressor"}
     for wrong in ("contrastive", f"colour={bundle}", "contrastive="):
         with pytest.raises(InputError, match="NAME=FOLDER"):
             read_without([wrong])
     with pytest.raises(SystemExit, match="2"):
         main(["--n", "1"])
-    assert len({line.name for line in LINES}) == len(LINES) == 11
+    assert len({line.name for line in LINES}) == len(LINES) == 12
 
 
 def bundle_with(bundle: Path, folder: Path, *changes: str) -> Path:
@@ -210,8 +217,8 @@ def test_weights_without_a_part_must_have_been_trained_so(bundle: Path, tmp_path
     contrastive = bundle_with(bundle, tmp_path / "a", f"{options}.contrast_weight=0")
     losses = bundle_with(bundle, tmp_path / "b", f"{options}.effect_weight=0", "denoiser.objective=noise")
     half = bundle_with(bundle, tmp_path / "c", f"{options}.effect_weight=0")
-    given = read_without([f"contrastive={contrastive}", f"paper_losses={losses}"])
-    assert given == {"contrastive": contrastive, "paper_losses": losses}
+    given = read_without([f"contrastive={contrastive}", f"paper_losses={losses}", f"nothing={bundle}"])
+    assert given == {"contrastive": contrastive, "paper_losses": losses, "nothing": bundle}
     for text, why in (
         (f"contrastive={bundle}", "their contrast_weight is 0.02"),
         (f"attenuation={contrastive}", "their attenuation_share is 0.1"),

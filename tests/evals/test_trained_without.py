@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from evals.ablation import TRAINED_WITH, check_trained_without
+from evals.ablation import CONTROL, TRAINED_WITH, check_trained_without
 from evals.trained_without import BUNDLE, CHANGES, main, preset_without, train_without
 from models.errors import InputError
 from models.networks.preset import Preset
@@ -46,7 +46,8 @@ def test_the_bundle_has_the_other_networks_and_says_what_its_denoiser_lacks(bund
 
 def test_every_part_that_can_be_left_out_is_left_out_of_the_settings() -> None:
     shipped = Preset.load("small")
-    assert set(CHANGES) == set(TRAINED_WITH)
+    assert set(CHANGES) == {*TRAINED_WITH, CONTROL}
+    assert preset_without(CONTROL, shipped) == shipped
     for what, setting in TRAINED_WITH.items():
         options = preset_without(what, shipped).training.denoiser.options
         assert shipped.training.denoiser.options[setting] > 0 == options[setting]
