@@ -59,10 +59,15 @@ def check_trained_without(what: str, folder: Path) -> None:
 
     Raises:
         WeightsError: there is no bundle.
-        InputError: the part was there, or nothing says that it was not.
+        InputError: the part was there, or nothing says that it was not; a control lacks one.
     """
     preset = read_manifest(folder).preset
     if what == CONTROL:
+        if lacking := [name for name in TRAINED_WITH.values() if not preset.training.denoiser.options.get(name)]:
+            raise InputError(
+                f"The weights in {folder} are no control, which is trained with every part: they have no "
+                f"{', '.join(lacking)}; train them with python -m evals.trained_without --only {CONTROL}."
+            )
         return
     setting = TRAINED_WITH[what]
     value = preset.training.denoiser.options.get(setting)

@@ -142,13 +142,16 @@ class DenoiserTask:
         return out
 
     def _faded_latents(self, patient: int, level: int) -> Tensor:
-        """Latents of the attenuated scan; kept, since a patient has four levels at most and is drawn many times."""
+        """Latents of the attenuated scan; kept, since a patient has four levels at most and is drawn many times.
+
+        In main memory and half precision, as the latents of the pool are: a GPU needs its own for the training.
+        """
         if (patient, level) not in self._faded:
             scan = hu_to_unit(self.pool.pre[patient], self.preset.hu_window)
             tumour = torch.from_numpy(np.array(self.pool.tumour_mask[patient]) > 0).float()
             with torch.no_grad():
                 faded = attenuate(scan, tumour, level)[None, None].to(self.device)
-                self._faded[patient, level] = self.autoencoder.encode(faded)[0]
+                self._faded[patient, level] = self.autoencoder.encode(faded)[0].half().cpu()
         return self._faded[patient, level]
 
     def _given_shares(

@@ -224,6 +224,7 @@ def test_weights_without_a_part_must_have_been_trained_so(bundle: Path, tmp_path
         (f"attenuation={contrastive}", "their attenuation_share is 0.1"),
         (f"paper_losses={bundle}", "their effect_weight is 0.5"),
         (f"paper_losses={half}", "their objective is flow"),
+        (f"nothing={contrastive}", "no control.* they have no contrast_weight"),
     ):
         with pytest.raises(InputError, match=why):
             read_without([text])
