@@ -28,6 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from agent.cli.recorded_command import recorded_command
 from agent.events import Planned
 from agent.nodes import Services
 from agent.plan import Plan
@@ -51,7 +52,7 @@ from evals.planning_variants import (
 )
 from evals.regressor import DirectRegressor
 from evals.regret import RiskTable, allowed_protocols, true_risks
-from evals.trained_baselines import load_regressor
+from evals.trained_baselines import REGRESSOR, load_regressor, minutes_of
 from models.engine import Device, Engine
 from models.errors import InputError, MewmError
 from models.networks.record_vector import record_vector
@@ -277,7 +278,7 @@ def planned_seeds(n: int) -> list[int]:
 
 
 def planning_table(n: int, work: Path, asked: Asked, console: Console, workers: int = 1,
-                   only: Sequence[str] | None = None) -> dict[str, Any]:  # fmt: skip
+                   only: Sequence[str] | None = None, command: str = "") -> dict[str, Any]:  # fmt: skip
     """Plans every patient in every row and summarises.
 
     Args:
@@ -287,6 +288,7 @@ def planning_table(n: int, work: Path, asked: Asked, console: Console, workers: 
         console: For progress.
         workers: Processes.
         only: Names of rows; None is all. The full planner is always there.
+        command: For the result.
 
     Returns:
         The content of the result file.
@@ -306,7 +308,7 @@ def planning_table(n: int, work: Path, asked: Asked, console: Console, workers: 
                 folder, seeds, BuildLine(line.name, asked), workers,
                 lambda done, _, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
             )  # fmt: skip
-    return summarise(rows, not_run, asked)
+    return summarise(rows, not_run, asked, command)
 
 
 def _conditions(line: Line, asked: Asked) -> dict[str, Any]:
@@ -322,13 +324,14 @@ def _conditions(line: Line, asked: Asked) -> dict[str, Any]:
     return out
 
 
-def summarise(rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked) -> dict[str, Any]:
+def summarise(rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked, command: str = "") -> dict[str, Any]:
     """Mean regrets with intervals, paired with the full planner, on the patients that the rules leave a protocol.
 
     Args:
         rows: Row name -> one entry per patient, in the same order; the full planner among them.
         not_run: Row name -> why it is missing.
         asked: Settings and weights.
+        command: For the result.
     """
     kept = [index for index, row in enumerate(rows[FULL]) if row["judged"] is not None]
     labels = {line.name: line for line in LINES}
@@ -356,6 +359,9 @@ def summarise(rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked)
         "n": len(kept),
         "weights": read_manifest(asked.weights).weights_hash,
         "phantom": phantom_hash(),
+        "command": command,
+        "without": {name: read_manifest(folder).weights_hash for name, folder in asked.without.items()},
+        "regressor_minutes": None if asked.trained is None else minutes_of(asked.trained, REGRESSOR),
         "settings": asked.settings.model_dump(mode="json"),
         "rows": lines,
         "baselines": {name: _figure(values) for name, values in baselines.items()},
@@ -420,7 +426,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     try:
         asked = Asked(settings, arguments.weights, read_without(arguments.without), arguments.trained, arguments.device)
-        result = planning_table(arguments.n, arguments.work, asked, console, arguments.workers, arguments.only)
+        result = planning_table(
+            arguments.n, arguments.work, asked, console, arguments.workers, arguments.only,
+            recorded_command("python -m evals.planning_table"),
+        )  # fmt: skip
     except MewmError as error:
         parser.error(str(error))
     show(result, console)

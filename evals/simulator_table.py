@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from agent.cli.recorded_command import recorded_command
 from evals.model_card.blocks import FIRST_SEED
 from evals.model_card.collect import Measure, Row, collect, folder_of, write_json
 from evals.model_card.dynamics import measure_effects, within_patients
@@ -83,7 +84,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def simulator_table(
     n: int, work: Path, *, weights: Path = DEFAULT_WEIGHTS, trained: Path | None = None, device: Device = "auto",
-    workers: int = 1, protocols: int = 6, replicas: int = 1, console: Console,
+    workers: int = 1, protocols: int = 6, replicas: int = 1, console: Console, command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every simulator.
 
@@ -97,6 +98,7 @@ def simulator_table(
         protocols: Random protocols of each patient.
         replicas: Simulations of each.
         console: For progress.
+        command: For the result.
 
     Returns:
         The content of the result file.
@@ -125,6 +127,7 @@ def simulator_table(
     return {
         "group": GROUP, "n": n, "weights": engine.weights_hash, "phantom": phantom_hash(),
         "minutes": "no" if trained is None else trained_minutes(trained), "rows": table, "not_run": not_run,
+        "command": command,
     }  # fmt: skip
 
 
@@ -167,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = simulator_table(
             arguments.n, arguments.work, weights=arguments.weights, trained=arguments.trained, device=arguments.device,
             workers=arguments.workers, protocols=arguments.protocols, replicas=arguments.replicas, console=console,
+            command=recorded_command("python -m evals.simulator_table"),
         )  # fmt: skip
     except MewmError as error:
         parser.error(str(error))

@@ -140,12 +140,16 @@ def trained_simulators(run: Path, weights: Path, engine: Engine) -> tuple[list[W
 
 def trained_minutes(run: Path) -> str:
     """How long the trained simulators of a folder were trained, as their own metrics say: ``20``, or ``18 to 20``."""
-    found = set()
-    for name in DENOISERS:
-        if (run / name / FINAL).exists():
-            with (run / name / METRICS).open(newline="", encoding="utf-8") as file:
-                found.add(round(max(float(row["seconds"]) for row in csv.DictReader(file)) / 60.0))
+    found = {minutes for name in DENOISERS if (minutes := minutes_of(run, name)) is not None}
     return " to ".join(f"{value}" for value in sorted({min(found), max(found)})) if found else "no"
+
+
+def minutes_of(run: Path, name: str) -> int | None:
+    """Minutes that a network of a folder was trained, as its own metrics say; None where it was not."""
+    if not (run / name / FINAL).exists():
+        return None
+    with (run / name / METRICS).open(newline="", encoding="utf-8") as file:
+        return round(max(float(row["seconds"]) for row in csv.DictReader(file)) / 60.0)
 
 
 def load_regressor(run: Path, preset: Preset) -> ImageRegressor | None:

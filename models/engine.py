@@ -176,7 +176,7 @@ class Engine:
 
     @property
     def origin(self) -> str:
-        """What the weights were trained on: "synthetic", "real" or "untrained"."""
+        """What the weights were trained on: "synthetic", "real", "mixed" or "untrained"."""
         return self.model.origin
 
     @property

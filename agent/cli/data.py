@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress, TimeElapsedColumn
 
 from agent.cli import hcc_tace_seg
+
+if TYPE_CHECKING:
+    from models.networks.preset import Preset
 
 app = typer.Typer(no_args_is_help=True, help="Write synthetic data (phantoms); get and import the public collection.")
 app.add_typer(hcc_tace_seg.app, name="hcc-tace-seg")
@@ -45,17 +48,22 @@ def pool(
 ) -> None:
     """Render a training pool; a finished one with the same arguments is kept, a broken-off one is gone on with."""
     from models.networks.preset import Preset
+
+    render_pool(n, k, seed, out, workers, Preset.load(preset))
+    typer.echo(f"The pool of {n} patients with {k} protocols each is in {out}.")
+
+
+def render_pool(n: int, k: int, seed: int, out: Path, workers: int, preset: Preset) -> None:
+    """Render a training pool for a preset, with a progress bar; see `write_pool`."""
     from models.phantom.pool import write_pool
 
-    sizes = Preset.load(preset)
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns) as bar:
         line = bar.add_task("patients", total=n)
         write_pool(
             n, k, seed, out, workers, lambda done, _: bar.update(line, completed=done),
-            size=sizes.size, finest_mm=sizes.spacing_mm,
+            size=preset.size, finest_mm=preset.spacing_mm,
         )  # fmt: skip
-    typer.echo(f"The pool of {n} patients with {k} protocols each is in {out}.")
 
 
 @app.command("card")

@@ -36,6 +36,9 @@ def evaluate_models(
     simulators: Annotated[
         Path | None, typer.Option(help="Result of `python -m evals.simulator_table`, for the comparison.")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="The full-table.json of `mewm eval table --publish`, for the regret.")
+    ] = None,
     real_data: Annotated[
         Path | None, typer.Option(help="Folder of the real development data: also measure HCC_009.")
     ] = None,
@@ -45,9 +48,11 @@ def evaluate_models(
     # the harness loads the networks and the phantom: only when it is asked for
     from evals.model_card.blocks import Sizes
     from evals.model_card.evaluate import evaluate_models as measure
-    from evals.model_card.extras import read_extras
+    from evals.model_card.extras import read_extras, read_full_table
     from models.weights import DEFAULT_WEIGHTS
 
+    if quick and out is None:
+        raise InputError("--quick measures too few patients for the card of the weights; give a folder with --out.")
     folder = weights or DEFAULT_WEIGHTS
     target = out or folder
     if out is not None:
@@ -66,6 +71,8 @@ def evaluate_models(
     )  # fmt: skip
     console = Console(stderr=True)
     extra = read_extras(planning=planning, simulators=simulators)
+    if table is not None:
+        extra["table"] = read_full_table(table)
     if real_data is not None:
         from evals.model_card.real_patient import measure_real_patient
 

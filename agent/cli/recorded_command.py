@@ -32,5 +32,7 @@ def source_commit() -> str:
 
 
 def _short(word: str) -> str:
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    option, equals, value = word.partition("=")
+    if not equals or "/" in option:  # neither --option=PATH nor NAME=PATH
+        option, equals, value = "", "", word
     return option + equals + (Path(value).name if "/" in value else value)

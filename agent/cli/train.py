@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.cli import clinical
+from agent.cli.data import render_pool
 from agent.cli.recorded_command import recorded_command, source_commit
 from models.errors import InputError
 
@@ -21,7 +22,16 @@ COMMAND = "command.txt"
 DATA = "data.json"
 ORDER: tuple[PartName, ...] = ("autoencoder", "denoiser", "segmenter", "localiser", "survival")
 
-Data = Annotated[Path, typer.Option(help="Pool made by `mewm data pool`, or a folder of imported, registered cases.")]
+PHANTOM, PATIENTS, PROTOCOLS = Path("phantom"), 3000, 4
+"""Word for --data, and the pool that it stands for: that of the shipped weights."""
+
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="Pool made by `mewm data pool`; or a folder of imported, registered cases; or `phantom`: a pool of "
+        f"{PATIENTS} patients is rendered into --out first."
+    ),
+]
 Given = Annotated[
     Path | None,
     typer.Option(help="What real cases were given: clinical table (.xlsx) or CSV (case_id,protocol,months,died)."),
@@ -105,6 +115,9 @@ def _open(
 
     from models.training.mixed_pool import TrainingData, open_training_data
 
+    if data == PHANTOM and not data.exists():
+        data = out / "pool"
+        render_pool(PATIENTS, PROTOCOLS, 0, data, 2, preset)
     with Progress(transient=True) as bar:
         line = bar.add_task("cutting cubes of real cases", total=None, visible=given is not None)
         pool = open_training_data(

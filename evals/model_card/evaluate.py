@@ -68,7 +68,7 @@ def evaluate_models(
         device: Where the networks run.
         workers: Processes.
         progress: Called as patients are done.
-        extra: Figures of other commands by group, as `planning`, `simulators`, `real_patient`, `speed`.
+        extra: Figures of other commands by group, as `planning`, `table`, `simulators`, `real_patient`.
         command: What reproduces the card.
 
     Returns:

@@ -92,11 +92,17 @@ def resampled_figure(
     return figure(value, float(low), float(high), count)
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's correlation; None where one side is constant, so that nothing is ranked."""
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+def rank_correlation(true: Sequence[float], found: Sequence[float]) -> float | None:
+    """Spearman's correlation of what was found with the truth.
+
+    None where the truth is constant, so that there is nothing to rank; 0 where the truth differs and what was found
+    does not: leaving such a patient out would favour who sees no difference.
+    """
+    if len(true) < 3 or np.ptp(true) == 0:
         return None
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+    if np.ptp(found) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(true), rankdata(found))[0, 1])
 
 
 def deviations(true: Sequence[float], simulated: Sequence[float]) -> tuple[Array, Array]:

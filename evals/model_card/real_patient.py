@@ -263,21 +263,22 @@ def oil_place(pair: RealPair, simulated: Volume, mass: npt.NDArray[np.bool_]) ->
 
 
 def words(result: dict[str, Any]) -> list[str]:
-    """What is wrong with the simulation, in sentences made from the figures."""
+    """What is wrong with the simulation, in sentences made from the figures; of the first seed unless they say more."""
     oil, hu, place = result["oil"], result["hu"], result["oil_place"]
     simulated = float(np.mean(oil["simulated_ml"]))
-    out = []
+    out, over = [], f"simulated (mean of {len(SEEDS)} seeds)"
     share = simulated / oil["real_ml"] if oil["real_ml"] else float("nan")
     if 0.8 <= share <= 1.25:
-        out.append(f"The amount of oil is right: {simulated:.0f} ml simulated, {oil['real_ml']:.0f} ml real.")
+        out.append(f"The amount of oil is right: {simulated:.0f} ml {over}, {oil['real_ml']:.0f} ml real.")
     else:
         verdict = "too little" if share < 1 else "too much"
-        out.append(f"There is {verdict} oil: {simulated:.0f} ml simulated against {oil['real_ml']:.0f} ml real.")
+        out.append(f"There is {verdict} oil: {simulated:.0f} ml {over} against {oil['real_ml']:.0f} ml real.")
     one, other = hu[f"simulated_{SEEDS[0]}"], hu["after"]
-    difference = one["p50"] - other["p50"]
+    median = float(np.mean([hu[f"simulated_{seed}"]["p50"] for seed in SEEDS]))
+    difference = median - other["p50"]
     verdict = "about right" if abs(difference) < 10 else "too bright" if difference > 0 else "too dark"
     out.append(
-        f"The mass as a whole, oil included, is {verdict}: median {one['p50']:.0f} HU simulated, "
+        f"The mass as a whole, oil included, is {verdict}: median {median:.0f} HU {over}, "
         f"{other['p50']:.0f} HU real ({hu['before']['p50']:.0f} before)."
     )
     mine, real = one["p75"] - one["p25"], other["p75"] - other["p25"]

@@ -27,7 +27,7 @@ from tools.workspace import LIVER_LABELS
 
 BATCH = 2
 """Of the engine that measures. Most of its calls are for a cube or two, and an engine fills every batch up: with the
-planner's 8 a patient costs two to four times as much on a CPU."""
+planner's 6 a patient costs two to four times as much on a CPU."""
 TRUE_SCAN = 1
 """Seed of the follow-up scan. The same for every protocol of a patient, so that true scans differ by the protocol."""
 

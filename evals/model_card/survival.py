@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sksurv.linear_model import CoxPHSurvivalAnalysis
-from sksurv.metrics import concordance_index_censored
 from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
@@ -84,13 +83,6 @@ def cox_out_of_fold(features: Array, months: Array, died: npt.NDArray[np.bool_])
         # centred, so that the folds' arbitrary zero points do not order patients
         risk[test] = model.predict((features[test][:, kept] - mean) / scale)
     return risk
-
-
-def concordance(months: Array, died: npt.NDArray[np.bool_], risk: Array) -> float:
-    """Harrell's c-index; NaN where no pair can be compared."""
-    if not died.any() or months[died].min() >= months.max():
-        return float("nan")
-    return float(concordance_index_censored(died, months, risk)[0])
 
 
 class Pairs:

@@ -21,7 +21,7 @@ from models.networks.segmenter import Tissue
 from models.patch import TUMOUR_LABEL, spacing_of
 from models.phantom.cohort import CASE_SHAPE, case_affine
 from models.phantom.patient import draw_patient
-from models.phantom.render import render
+from models.phantom.render import Scan, render
 from models.response import VIABLE, longest_axial_diameter
 from models.volume import Volume
 from tools.measure_response import lesion_states
@@ -141,17 +141,20 @@ def _sizes_after(prepared: Prepared, scan: FollowUp) -> tuple[float, ...]:
     )
 
 
-def measure_tumour_free(seed: int, engine: Engine) -> dict[str, Any]:
-    """A patient whose tumours were never drawn: what is called tumour all the same in the whole CT, in ml.
-
-    No thrombus either: it is tumour that grew into the portal vein. The sliding window with the paper's
-    post-processing, without any mask.
-    """
-    affine = case_affine()
+def tumour_free_scan(seed: int) -> Scan:
+    """A patient whose tumours were never drawn, nor a thrombus: that is tumour which grew into the portal vein."""
     patient = draw_patient(seed)
     patient = replace(patient, record=patient.record.model_copy(update={"portal_vein_invasion": "none"}))
-    scan = render(patient, affine, CASE_SHAPE, with_tumour=False)
-    volume = Volume(np.rint(scan.hu).astype(np.int16), affine)
+    return render(patient, case_affine(), CASE_SHAPE, with_tumour=False)
+
+
+def measure_tumour_free(seed: int, engine: Engine) -> dict[str, Any]:
+    """What is called tumour in the whole CT of a patient without any, in ml.
+
+    The sliding window with the paper's post-processing, without any mask.
+    """
+    scan = tumour_free_scan(seed)
+    volume = Volume(np.rint(scan.hu).astype(np.int16), case_affine())
     found = engine.segment_volume(volume)
     return {
         "seed": seed,

@@ -1,6 +1,6 @@
 """Morpho-Gaussian attenuation: the mask m'_0 of the paper (section 3.2), with which z'_0 of equation (2) is made.
 
-Training only. From the level of the effect, 1 (none seen) to 4 (the tumour disappears), the tumour's mask is shrunk
+Training only. From the level of the effect, 1 (hardly any) to 4 (the tumour disappears), the tumour's mask is shrunk
 by morphology, blurred, and the tumour before treatment fades towards the liver around it by what the mask has lost. The
 higher the level, the less of the tumour is left to see. The paper's own code never did it (the product of image and
 mask cancelled out); here kernel and blur go with the tumour's size, and the figures are the project's own.
@@ -23,7 +23,10 @@ _DEAD: Final = (0.15, 0.45, 0.80)  # dead share of the tumour that separates the
 
 
 def level_of_share(dead: float) -> int:
-    """Level of a measured effect: the share of the tumour that no longer lives, 0 to 1."""
+    """Level of the share of the tumour that does not live after treatment, 0 to 1.
+
+    What was dead before treatment counts: a tumour with a necrotic core of 0.15 or more is never at level 1.
+    """
     return 1 + sum(dead > limit for limit in _DEAD)
 
 

@@ -115,6 +115,9 @@ class TrainingPreset(_Part):
     warmup_steps: int = Field(default=50, ge=0)
     watch: str = Field(default="", description="validation metric for the early stop; '-' before it: lower is better")
     patience: int = Field(default=0, ge=0, description="validations without a better one before stopping; 0 is never")
+    watch_from: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the run before which no validation is the best, or stops it"
+    )
     options: dict[str, float] = Field(default_factory=dict, description="loss weights that only this network has")
 
 

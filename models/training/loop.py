@@ -199,9 +199,9 @@ def run_training(
                 told = " ".join(f"{name} {number:.3g}" for name, number in values.items())
                 shown = f"{out.name} step {run.step}  {told}"
                 bar.update(line, completed=budget.progress(run.step, run.spent), description=shown)
-            if me.agreed(budget.progress(run.step, run.spent)) >= run.next_validation:
+            if (reached := me.agreed(budget.progress(run.step, run.spent))) >= run.next_validation:
                 run.next_validation += pace.validate_every
-                run.check()
+                run.check(reached)
                 run.network.train()
             if stop_after is not None and run.step >= stop_after:
                 run.save()
@@ -238,7 +238,8 @@ class _Run:
         self.foe = _adam(self.opponent.adversary, preset.learning_rate, 0.0) if self.opponent else None
         self.board = Board(None)  # opened once it is known from which step on
         self.step, self.spent, self.next_validation = 0, 0.0, 0.0
-        self.best, self.waited = -math.inf, 0
+        self.best, self.waited, self.best_step = -math.inf, 0, 0
+        self.checked: int | None = None
         self.metrics: dict[str, float] = {}
 
     @property
@@ -255,7 +256,8 @@ class _Run:
                 "processes; choose another --out."
             )
         self.step, self.spent, self.next_validation = state["step"], state["seconds"], state["next_validation"]
-        self.metrics, self.waited = state["metrics"], state["waited"]
+        self.metrics, self.waited, self.best_step = state["metrics"], state["waited"], state["best_step"]
+        self.checked = state["checked"]
         self.best = -math.inf if state["best"] is None else state["best"]
         if self.me.first:
             _keep_rows(self.out / METRICS, self.step)
@@ -269,8 +271,8 @@ class _Run:
             return
         counters = {
             "step": self.step, "seconds": self.spent, "next_validation": self.next_validation,
-            "fingerprint": self.fingerprint, "metrics": self.metrics, "waited": self.waited,
-            "best": self.best if math.isfinite(self.best) else None,
+            "fingerprint": self.fingerprint, "metrics": self.metrics, "waited": self.waited, "checked": self.checked,
+            "best_step": self.best_step, "best": self.best if math.isfinite(self.best) else None,
         }  # fmt: skip
         save_checkpoint(self.out, self.network, self.average, self.optimiser, self.rng, counters, self._adversary())
 
@@ -314,17 +316,18 @@ class _Run:
         _append(self.out / METRICS, self.step, self.spent, split, values)
         self.board.scalars(self.step, split, values)
 
-    def check(self) -> None:
+    def check(self, progress: float) -> None:
         """Validate the averaged network, write figures and a picture, remember the best."""
         if not self.me.first:
             return
+        self.checked = self.step
         self.metrics.clear()
         self.metrics.update(self._calmly(lambda: self.task.validate(self.average)))
         self.note("val", self.metrics)
         picture = self._calmly(lambda: self.task.picture(self.average))
         Image.fromarray(picture).save(self.out / "samples" / f"step_{self.step:06d}.png")
         self.board.picture(self.step, picture)
-        if not self.preset.patience:
+        if not self.preset.patience or progress < self.preset.watch_from:
             return
         name = self.preset.watch.removeprefix("-")
         if name not in self.metrics:
@@ -334,25 +337,28 @@ class _Run:
             )
         score = -self.metrics[name] if self.preset.watch.startswith("-") else self.metrics[name]
         if score > self.best:
-            self.best, self.waited = score, 0
-            self._write(BEST)
+            self.best, self.waited, self.best_step = score, 0, self.step
+            self._write(BEST, self.step)
         else:
             self.waited += 1
 
     def conclude(self, finish: Callable[[nn.Module], None] | None) -> None:
-        """Last validation and the weights; after an early stop those of the best validation."""
+        """The weights, with an early stop those of the best validation, and their figures if they are not known yet."""
+        kept = self.step
         if self.preset.patience and (self.out / BEST).exists():
             self.average.load_state_dict(load_file(self.out / BEST))
+            kept = self.best_step
         if finish is not None:
             self._calmly(lambda: finish(self.average))
-        self.check()
+        if finish is not None or self.checked != kept:
+            self.check(1.0)
         self.save()
-        self._write(FINAL)
+        self._write(FINAL, kept)
 
-    def _write(self, name: str) -> None:
+    def _write(self, name: str, step: int) -> None:
         weights = {key: tensor.cpu().contiguous().clone() for key, tensor in self.average.state_dict().items()}
         temporary = self.out / f".{name}.{os.getpid()}.tmp"
-        save_file(weights, temporary, metadata={"step": str(self.step), "fingerprint": self.fingerprint})
+        save_file(weights, temporary, metadata={"step": str(step), "fingerprint": self.fingerprint})
         temporary.replace(self.out / name)
 
     def _calmly(self, call: Callable[[], Any]) -> Any:

@@ -49,7 +49,9 @@ def _region_mean(squared: Tensor, weight: Tensor) -> Tensor:
 
 
 def denoising_loss(predicted: Tensor, target: Tensor, region: Tensor, outside: float) -> Tensor:
-    """Equation (2) of the paper: squared error inside the tumour region plus `outside` times that elsewhere.
+    """Equation (2) of the paper, weighted: squared error inside the tumour region plus `outside` times that elsewhere.
+
+    The paper weighs all cells alike; here a tumour that is a few cells of the patch counts as much as a large one.
 
     The target is the noise, or a rectified flow's velocity (see `models.networks.diffusion`). Each sample counts alike,
     however small its tumour. predicted, target (N, C, s, s, s); region (N, 1, s, s, s) in [0, 1].

@@ -37,6 +37,7 @@ from models.training.response import effect_slope, shares_of
 VALIDATION_PATIENTS = 16
 VALIDATION_PROTOCOLS = 4
 START = (0.2, 0.7)  # range of the time from which the denoiser finishes a noised true scan
+VALIDATION_START = 0.45  # the middle of it
 FINISHING_STEPS = 3
 DIVIDED = (Tissue.VIABLE, Tissue.NECROTIC, Tissue.OIL)
 EXACT = 1e4  # sharpness that makes 0 and 1 of one-hot classes
@@ -251,7 +252,8 @@ class SegmenterTask:
                 found.append([])
                 for protocol in range(protocols):
                     generator = torch.Generator().manual_seed(patient)
-                    cube, before, labels = self._view(patient, protocol, view, where, 0.0, generator)
+                    noise = VALIDATION_START if view == "simulated" else 0.0
+                    cube, before, labels = self._view(patient, protocol, view, where, noise, generator)
                     predicted = _classes(network, cube, before, mask)
                     count(view, predicted, labels)
                     true[-1].append(_viable_share(labels, mask))

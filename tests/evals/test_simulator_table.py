@@ -46,7 +46,7 @@ def test_every_simulator_is_measured_once_and_kept(tmp_path: Path, monkeypatch: 
         assert 0.0 < row["realism"]["ssim"]["value"] <= 1.0
         assert row["dynamics"]["viable"]["slope"]["n"] == 2
     for blind in ("no_change", "mean_change", "texture", "cells"):
-        assert rows[blind]["dynamics"]["oil"]["within_patient_rank"]["value"] is None  # nothing is ranked
+        assert rows[blind]["dynamics"]["oil"]["within_patient_rank"]["value"] == 0.0
         assert rows[blind]["dynamics"]["oil"]["amplitude_ratio"]["value"] == 0.0
     assert result["weights"] == read_manifest(bundle).weights_hash
     text = StringIO()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from agent.cli import train
 from agent.cli.recorded_command import recorded_command, source_commit
 from agent.cli.train import COMMAND, DATA, ORDER, _train, _trained_on, shared_out
 from models.case import Case, ImageMeta, write_case
@@ -65,6 +66,17 @@ def test_real_cases_are_mixed_with_phantoms(folder: Path, tmp_path: Path) -> Non
     pool = mewm_train("autoencoder", "--data", folder / "pool", *options[2:4], "--out", tmp_path / "p", "--steps", 1)
     assert "is a phantom pool" in str(pool.exception)
     assert Case.load(folder / "cases" / NAME).case_id == NAME
+
+
+def test_phantom_stands_for_a_pool_that_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "PATIENTS", 8)
+    run = ("--data", "phantom", "--out", tmp_path / "run", "--steps", 1)
+    done = mewm_train("autoencoder", *run)
+    assert done.exit_code == 0, done.output
+    rendered = (tmp_path / "run" / "pool" / "pool.json").stat().st_mtime_ns
+    assert json.loads((tmp_path / "run" / "pool" / "pool.json").read_text())["arguments"]["k"] == 4
+    assert mewm_train("localiser", *run).exit_code == 0
+    assert (tmp_path / "run" / "pool" / "pool.json").stat().st_mtime_ns == rendered
 
 
 def test_an_export_says_what_the_networks_were_trained_on(folder: Path, tmp_path: Path) -> None:
@@ -126,6 +138,8 @@ def test_the_recorded_command_has_every_option_and_no_folder_of_this_machine(mon
     words = ["train", "all", "--data=/home/me/pool", "--out", "/home/me/run", "--set", "denoiser.steps=3", "--resume"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/mewm", *words])
     assert recorded_command() == "mewm train all --data=pool --out run --set denoiser.steps=3 --resume"
+    monkeypatch.setattr(sys, "argv", ["x", "--without", "contrastive=/a/b/weights", "--set", "a=b", "/a/c=d/e"])
+    assert recorded_command("x") == "x --without contrastive=weights --set a=b e"
 
 
 def test_a_picture_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals.model_card import dynamics, survival
+from evals.model_card import dynamics, evaluate, survival
 from evals.model_card.blocks import BLOCKS, Sizes, measure_healthy, measure_patient, measure_survivor, seeds_of
 from evals.model_card.dynamics import measure_outside, wanted_protocols
 from evals.model_card.evaluate import evaluate_models
 from evals.model_card.render_card import render_card
 from evals.model_card.scene import Scene
+from evals.model_card.tissue import tumour_free_scan
 from evals.simulators import WorldModelSimulator
 from models.engine import Engine
 from models.errors import InputError
 from models.formulary import ITEM_ORDER
+from models.phantom.cohort import case_affine
 from models.phantom.response import respond
 from models.response import NECROTIC, OIL, VIABLE
 from models.volume import Volume
+from models.weights import PARTS, init_world_model, save_world_model
+from tests.models.test_engine import tiny_preset
 
 SIZES = Sizes(patients=4, survival_patients=8, tumour_free=4, protocols=4, replicas=2, steps=1)
 SEED = 950_000
@@ -58,12 +62,12 @@ def test_measures_by_counting_voxels(scene: Scene) -> None:
     """One patch of one spacing: shares of voxels inside the original tumour."""
     found = scene.truth(respond(scene.patient, wanted_protocols(SEED, 1)[0]))
     tumour = (scene.prepared.numbers > 0) & (scene.prepared.own > 0)
-    if len(scene.prepared.patches) == 1:
-        measured = scene.measures(found)
-        assert measured.necrotic == pytest.approx((found.tissue[tumour] == NECROTIC).mean())
-        assert measured.oil == pytest.approx((found.hu[tumour] > 200).mean())
-        viable = ((found.tissue == VIABLE) & (scene.prepared.own > 0)).sum()
-        assert measured.viable == pytest.approx(viable / tumour.sum())
+    assert len(scene.prepared.patches) == 1
+    measured = scene.measures(found)
+    assert measured.necrotic == pytest.approx((found.tissue[tumour] == NECROTIC).mean())
+    assert measured.oil == pytest.approx((found.hu[tumour] > 200).mean())
+    viable = ((found.tissue == VIABLE) & (scene.prepared.own > 0)).sum()
+    assert measured.viable == pytest.approx(viable / tumour.sum())
     assert not found.tissue[scene.prepared.near == 0].any()
     assert set(np.unique(found.all_tissue)) <= {0, 1, VIABLE, NECROTIC, OIL}
 
@@ -98,10 +102,23 @@ def test_the_same_patient_gives_the_same_row(row: dict[str, Any], engine: Engine
     assert survivor["true"] != survivor["simulated"]
 
 
-def test_a_liver_without_tumour_has_none_in_truth(engine: Engine) -> None:
+def test_a_liver_without_tumour_has_none_in_truth(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = tumour_free_scan(980_000)
+    assert not scan.tumour.any()
+    assert scan.tissue.max() == 1
+    assert set(np.unique(scan.organs)) == {0, 1, 3, 4}  # no tumour
+    liver = np.isin(scan.organs, (1, 3))
+
+    def seven_voxels_wrong(volume: Volume) -> Any:
+        np.testing.assert_array_equal(volume.data, np.rint(scan.hu))
+        found = liver.astype(np.uint8)
+        found[tuple(np.argwhere(liver)[:7].T)] = 2
+        return found
+
+    monkeypatch.setattr(engine, "segment_volume", seven_voxels_wrong)
     found = measure_healthy(980_000, engine, SIZES)
-    assert found["false_ml"] >= 0.0
-    assert 0.0 <= found["liver_dice"] <= 1.0
+    assert found["false_ml"] == pytest.approx(7 * abs(np.linalg.det(case_affine()[:3, :3])) / 1000)
+    assert found["liver_dice"] == 1.0
 
 
 def varied(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -188,8 +205,27 @@ def test_results_of_other_weights_or_another_phantom_are_refused(bundle: Path, t
     assert not list(tmp_path.iterdir())  # before anything is measured
 
 
-def test_other_weights_are_measured_anew(bundle: Path) -> None:
-    seeds = [set(seeds_of(block, Sizes())) for block in BLOCKS]
-    assert not seeds[0] & seeds[1]
-    assert not seeds[1] & seeds[2]
-    assert min(min(found) for found in seeds) >= 900_000  # training stays below
+def test_other_weights_are_measured_anew(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = init_world_model(tiny_preset(), seed=6)
+    networks = {name: made.part(name) for name in PARTS}
+    save_world_model(networks, made.preset, tmp_path / "b", origin="untrained", provenance={"command": "a test"})
+    asked: list[tuple[str, int]] = []
+
+    def measure(seed: int, engine: Engine, sizes: Sizes) -> dict[str, Any]:
+        asked.append((engine.weights_hash, seed))
+        return {"seed": seed}
+
+    for block in BLOCKS:
+        monkeypatch.setitem(BLOCKS, block, measure)
+    monkeypatch.setattr(evaluate, "summarise", lambda rows, engine: {})
+    monkeypatch.setattr(evaluate, "judge", lambda card: [])
+    for weights in (bundle, tmp_path / "b", bundle):
+        evaluate_models(SIZES, None, tmp_path / "work", weights=weights, device="cpu")
+    assert len(asked) == len(set(asked)) == 2 * (4 + 8 + 4)
+    assert len(list((tmp_path / "work").iterdir())) == 2
+
+
+def test_nobody_is_in_two_blocks_or_trained_on() -> None:
+    seeds = [seed for block in BLOCKS for seed in seeds_of(block, Sizes())]
+    assert len(seeds) == len(set(seeds))
+    assert min(seeds) >= 900_000  # training stays below

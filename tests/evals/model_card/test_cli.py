@@ -52,6 +52,13 @@ def test_the_full_card_is_the_issues_and_the_quick_one_smaller(asked: list[dict[
     assert asked[1]["command"].startswith("mewm ")
 
 
+def test_a_quick_card_never_replaces_that_of_the_weights(asked: list[dict[str, Any]]) -> None:
+    done = run("--quick")
+    assert isinstance(done.exception, InputError)
+    assert "give a folder with --out" in str(done.exception)
+    assert not asked
+
+
 def test_the_folder_of_the_card_is_made(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     assert run("--quick", "--out", str(tmp_path / "new" / "card")).exit_code == 0
     assert (asked[0]["out"] / "MODEL_CARD.md").exists()

@@ -76,7 +76,8 @@ def test_patients_are_resampled_and_not_their_protocols():
 def test_ranks_with_ties_are_scipys():
     x, y = [1.0, 2.0, 2.0, 5.0, 0.5], [3.0, 1.0, 1.0, 9.0, 1.0]
     assert rank_correlation(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert rank_correlation(x, [4.0] * 5) is None
+    assert rank_correlation([4.0] * 5, x) is None  # nothing to rank
+    assert rank_correlation(x, [4.0] * 5) == 0.0  # what differs is not seen
     assert rank_correlation(x[:2], y[:2]) is None
 
 

@@ -14,6 +14,7 @@ from evals.model_card.extras import read_extras
 from evals.model_card.real_patient import (
     MARKS,
     SCANS,
+    SEEDS,
     _template,
     describe_hu,
     dice,
@@ -30,7 +31,8 @@ from tests.models.test_engine import tiny_preset
 
 
 def figures(**changes: Any) -> dict[str, Any]:
-    hu = {name: describe_hu(np.linspace(40, 90, 100)) for name in ("before", "after", "simulated_0")}
+    seeds = [f"simulated_{seed}" for seed in SEEDS]
+    hu = {name: describe_hu(np.linspace(40, 90, 100)) for name in ("before", "after", *seeds)}
     found: dict[str, Any] = {
         "patient": "HCC_009", "citation": "cited", "protocol": "A | B", "hu": hu,
         "wanted": {"mass_dice": 0.8, "liver_dice": 0.6},
@@ -56,12 +58,12 @@ def test_words_follow_from_the_figures() -> None:
     assert "about right" in good
     assert "nearer to the real follow-up" in good
     oil = {"real_ml": 66.0, "measured_ml": [61.0, 73.0], "within": True, "simulated_ml": [12.0, 18.0]}
-    bright = figures()["hu"] | {"simulated_0": describe_hu(np.linspace(100, 110, 100))}
+    bright = figures()["hu"] | {f"simulated_{seed}": describe_hu(np.linspace(100, 110, 100)) for seed in SEEDS}
     bad = " ".join(
         words(figures(oil=oil, hu=bright, wasserstein_hu={"simulated_to_after": 50.0, "before_to_after": 40.0}))
     )
-    assert "too little oil: 15 ml simulated against 66 ml real" in bad
-    assert "too bright" in bad
+    assert "too little oil: 15 ml simulated (mean of 4 seeds) against 66 ml real" in bad
+    assert "too bright: median 105 HU simulated (mean of 4 seeds), 65 HU real" in bad
     assert "too even" in bad
     assert "no nearer" in bad
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from models.errors import RunError
 from models.networks.preset import TrainingPreset
 from models.training.board import FOLDER
 from models.training.checkpoint import FILE as CHECKPOINT
-from models.training.loop import BEST, FINAL, Budget, Cadence, RunResult, run_training
+from models.training.loop import BEST, FINAL, METRICS, Budget, Cadence, RunResult, run_training
 
 PACE = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.1)
 
@@ -96,6 +98,26 @@ def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
     kept = load_file(tmp_path / FINAL)["0.weight"]
     assert torch.equal(kept, task.validated[1])
     assert torch.equal(kept, load_file(tmp_path / BEST)["0.weight"])
+
+
+def test_early_stop_begins_where_the_preset_says(tmp_path: Path) -> None:
+    """A peak from before, when the opponents of an autoencoder did not take part, is not what is kept."""
+    task = Line([0.9, 0.8, 0.7, 0.6, 0.1, 0.3, 0.2, 0.2])
+    result = train(task, tmp_path, preset={**STOP, "watch_from": 0.5})
+    assert result.step == 16  # from step 10 on: 0.1, 0.3 (step 12), 0.2, 0.2
+    assert torch.equal(load_file(tmp_path / FINAL)["0.weight"], task.validated[5])
+    with safe_open(tmp_path / FINAL, framework="pt") as file:
+        assert file.metadata()["step"] == "12"
+
+
+def test_the_last_validation_is_made_once(tmp_path: Path) -> None:
+    task = Line()
+    train(task, tmp_path)
+    with (tmp_path / METRICS).open(newline="", encoding="utf-8") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["split"] == "val"]
+    assert len(set(steps)) == len(steps) >= 10
+    assert steps[-1] == 20
+    assert len(task.validated) == len(steps)
 
 
 def test_early_stop_may_watch_a_figure_that_should_fall_and_survives_a_break(tmp_path: Path) -> None:
