@@ -1,4 +1,4 @@
-"""Files of a run folder: written whole or not at all."""
+"""Files that the program writes: whole or not at all."""
 
 from __future__ import annotations
 
@@ -33,4 +33,17 @@ def write_text(path: Path, text: str) -> None:
 
 def unwritable(folder: Path, exc: OSError) -> str:
     """The sentence for a folder that can't be written."""
-    return f"The run folder {folder} can't be written ({exc.strerror}): choose another with --run, or free space."
+    return f"The folder {folder} can't be written ({exc.strerror}): choose another, or free space."
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder where there is none.
+
+    Raises:
+        RunError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise RunError(unwritable(path, exc)) from exc
+    return path

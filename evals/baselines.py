@@ -321,7 +321,7 @@ def baselines_for(
         if name not in wanted:
             continue
         if phantom:
-            ready[name] = fit(training_cases(), variant, True)
+            ready[name] = fit(training_cases(space.strict), variant, True)
         elif len(dataset.folds) < 2:
             not_run[name] = f"{len(dataset.pool)} case(s) leave nothing to learn from"
         else:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from evals.study_cli import reader_app, turing_app
 from models.errors import InputError
@@ -42,6 +43,7 @@ Strategy = Literal["beam", "paper", "exhaustive"]
 Tier = Literal["easy", "standard", "hard"]
 ActionSet = Literal["policy", "in_house", "hcc_tace_seg"]
 Device = Literal["auto", "cpu", "cuda"]
+Profile = Literal["eu", "us", "cn"]
 Parallel = Annotated[
     int | None,
     typer.Option(help="Cases at once in one process, where they wait for a language model: by default 4.", min=1),
@@ -88,6 +90,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Sampling steps of a simulation.", show_default="preset")] = None,
     actions: Annotated[ActionSet | None, typer.Option(help="Action set; by default that of the gold.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Open rules block instead of warn.")] = False,
+    profile: Annotated[
+        Profile | None, typer.Option(help="Guideline region of the rules; phantom has eu only.", show_default="eu")
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Folder of a weight bundle; by default the shipped one.")] = None,
     without_assistant: Annotated[
@@ -116,7 +121,7 @@ def run(
     planner = {
         "strategy": strategy, "drugs": drugs, "embolics": embolics, "beams": beams, "replicas": replicas,
         "drug_horizon": drug_horizon, "embolic_horizon": embolic_horizon, "budget": budget, "steps": steps,
-        "actions": actions, "strict": strict, "device": device, "seed": seed,
+        "actions": actions, "strict": strict, "profile": profile, "device": device, "seed": seed,
     }  # fmt: skip
     evaluation = prepare(
         dataset, seed=seed, limit=limit, tier=tier, data=data, clinical=clinical, stage=stage, backend=backend,
@@ -248,6 +253,7 @@ def table(
     The same command goes on where it was stopped.
     """
     _needs_inspect()
+    from agent.files import make_folder
     from evals.report.page import report_json, write_reports
     from evals.table import cost_estimate, evaluations, publish_table
     from evals.workers import default_processes, run_in_processes
@@ -262,6 +268,8 @@ def table(
         out, n=limit, seed=seed, planner={"beams": beams, "replicas": replicas, "device": device}, weights=weights,
         weights_without=bundles,
     )  # fmt: skip
+    if publish is not None:
+        make_folder(publish)  # hours before anything is written there
     crew = processes or default_processes(parts[0].evaluation.spec, limit)
     Console(stderr=True).print(cost_estimate(parts, crew), soft_wrap=True, highlight=False)
     again = "the same command (mewm eval table)"
@@ -309,7 +317,8 @@ def list_(
     if found:
         shown = RichTable("folder", "dataset", "stage", "policy", "answers", "begun", title=f"Evaluations in {folder}")
         for line in found:
-            shown.add_row(*(str(line[n]) for n in ("folder", "dataset", "stage", "backend", "answers", "created")))
+            cells = (str(line[n]) for n in ("folder", "dataset", "stage", "backend", "answers", "created"))
+            shown.add_row(*map(Text, cells))  # a folder's name is no markup
         console.print(shown)
 
 
@@ -319,13 +328,14 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder of the reports; by default the first evaluation's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write report.md, report.html and report.json, and show the leaderboard."""
+    """Write report.md, report.html and report.json, in place of those that are there, and show the leaderboard."""
     _needs_inspect()
+    from agent.files import make_folder
     from evals.report.page import report_json, write_reports
     from evals.results import read_run
 
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     summary = write_reports([read_run(folder) for folder in folders], out)
     if as_json:
         sys.stdout.write(report_json(summary))
@@ -387,19 +397,21 @@ def bundle(
 
     from inspect_ai.log import bundle_log_dir
 
-    from evals.report.page import NAMES, write_reports
-    from evals.results import LOGS, read_run
+    from agent.files import make_folder
+    from evals.report.page import write_reports
+    from evals.results import LOGS, inside, read_run
+    from evals.study import refuse_taken
 
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"The folder {out} is not empty: choose another with --out.")
+    refuse_taken(out)
     found = read_run(folder)
-    write_reports([found])
-    bundle_log_dir(str(folder / LOGS), str(out))
     linked = [trace for row in found.rows for trace in (row.trace, row.alone_trace)]
-    traces = [trace for trace in linked if trace is not None and (folder / trace).is_file()]
-    for name in (*NAMES, *traces):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
+    traces = [trace for trace in linked if trace is not None and inside(folder, trace).is_file()]
+    make_folder(out)
+    bundle_log_dir(str(folder / LOGS), str(out), overwrite=True)  # of a folder that is empty
+    for name in traces:
+        make_folder((out / name).parent)
         shutil.copyfile(folder / name, out / name)
+    write_reports([found], out, copied=True)
     typer.echo(f"Viewer: {out / 'index.html'}\nReport: {out / 'report.html'}")
 
 
@@ -469,11 +481,12 @@ def _show(summary: Summary, console: Console) -> None:
                 not_run.append(f"{line.label}: not run: {line.not_run}")
                 continue
             # by the name that `compare FOLDER@NAME` takes; what it means stands in the report, or where there is room
-            who = line.who if line.who in NAMES else line.label
-            if line.who in NAMES and console.width >= WIDE:
+            named = line.who in (*NAMES, "fallback", "alone")
+            who = line.who if named else line.label
+            if named and console.width >= WIDE:
                 who = f"{line.who}: {line.label}"
             cells = (who, *(cell.replace(" [", "\n[") for cell in row.cells[1:]))
-            shown.add_row(*cells, style="bold" if line.lead else None)
+            shown.add_row(*map(Text, cells), style="bold" if line.lead else None)
         console.print(shown)
         for text in not_run:
             console.print(text, style="dim", markup=False, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ class Metric:
     digits: int = 1
 
 
+ASKED_EACH_TIME = ("own", "fallback", "alone")
+"""Contestants that are asked in every epoch; a baseline is asked once, and says nothing about its stability."""
 OF_RANDOM = "regret_of_random"
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -125,13 +128,15 @@ def per_case(run: EvalRun, who: str, metric: str, variant: str) -> dict[str, flo
     values: dict[str, float] = {}
     for case_id, found in _by_case(run, who, variant).items():
         if metric == "stability":
+            if who not in ASKED_EACH_TIME:
+                continue
             agreement = stability([entry.protocol for _, entry in found])
             numbers = [] if agreement is None else [agreement]
         else:
             several = (metric_value(row, entry, metric, variant, who) for row, entry in found)
             numbers = [number for number in several if number is not None]
         if numbers:
-            values[case_id] = sum(numbers) / len(numbers)
+            values[case_id] = math.fsum(numbers) / len(numbers)  # the same whatever the order of the epochs
     return values
 
 

@@ -129,7 +129,8 @@ def prepare(
     """
     if dataset is None:
         dataset = load_dataset(name, seed=seed, limit=limit, tier=tier, data=data, clinical=clinical,
-                               strict=bool((planner or {}).get("strict")))  # fmt: skip
+                               strict=bool((planner or {}).get("strict")),
+                               profile=(planner or {}).get("profile"))  # fmt: skip
     no_image = 0
     if stage == "plan":
         dataset, no_image = _with_images(dataset, limit)

@@ -18,7 +18,7 @@ from agent.plan import Plan, read_plan
 from agent.report.slices import LIVER_WINDOW
 from agent.report.text import number, paragraphs
 from evals.datasets import EvalCase, load_dataset
-from evals.results import CaseRow, EvalRun, ResultModel, read_run
+from evals.results import CaseRow, EvalRun, ResultModel, inside, read_run
 from evals.slices import FIELD_MM, axial_png, tumour_levels
 from evals.study import read_form_rows, read_study_key, refuse_taken, write_study
 from models.case import Case
@@ -68,7 +68,7 @@ def make_reader(run_folder: Path, out: Path, *, limit: int | None = None, seed: 
         seed: Of the choice and the order.
 
     Raises:
-        InputError: a folder that holds something already, or no finished plan.
+        InputError: a folder that holds something already, no finished plan, or data that have changed since.
         RunError: no evaluation there.
     """
     refuse_taken(out)
@@ -107,7 +107,13 @@ def _dataset_cases(run: EvalRun) -> dict[str, EvalCase]:
         spec.dataset, seed=spec.seed, limit=spec.limit, tier=spec.tier,
         data=None if spec.data is None else Path(spec.data),
         clinical=None if spec.clinical is None else Path(spec.clinical), strict=spec.settings.strict,
+        profile=spec.settings.profile,
     )  # fmt: skip
+    if data.content_hash != spec.dataset_hash:
+        raise InputError(
+            f"The data of {run.folder} have changed since it was evaluated ({data.content_hash[:12]}, then "
+            f"{spec.dataset_hash[:12]}): evaluate them again first."
+        )
     # a run of stage `plan` counts its limit over the cases with images: they may lie beyond the dataset's first rows
     return {case.case_id: case for case in data.pool}
 
@@ -118,7 +124,7 @@ def _shown(name: str, row: CaseRow, case: EvalCase, folder: Path) -> dict[str, o
         stored = Case.load(path, verify=False)
         volume, labels = stored.volume(), stored.label_array()
     pictures = [axial_png(volume, point) for point in tumour_levels(labels, volume.affine)]
-    plan = read_plan(folder / Path(row.trace or "").parent / "plan.json")
+    plan = read_plan(inside(folder, str(Path(row.trace or "").parent / "plan.json")))
     return {
         "name": name,
         "pictures": [base64.b64encode(png).decode() for png in pictures],

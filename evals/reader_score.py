@@ -68,7 +68,8 @@ class StudyResult(ResultModel):
     planned_by: str
     data: str
     readers: tuple[ReaderResult, ...]
-    plan: dict[str, Interval] = Field(description="the plan itself on the same cases")
+    plan: dict[str, Interval] = Field(description="the plan itself on the cases that some reader answered")
+    n: int = Field(description="cases that some reader answered")
     changes: tuple[Change, ...]
 
 
@@ -107,10 +108,11 @@ def score_reader(
     results = [_result(reader, found, key, changes, seed) for reader, found in scores.items()]
     if len(forms) > 1:
         results.append(_result(EVERYBODY, _mean_over_readers(scores), key, changes, seed))
-    plan = {m: [_scores(e.plan, e.gold[variant], formulary)[m] for e in key.cases] for m in METRICS}
+    answered = [entry for entry in key.cases if any(entry.case in found for found in scores.values())]
+    plan = {m: [_scores(e.plan, e.gold[variant], formulary)[m] for e in answered] for m in METRICS}
     return StudyResult(
         variant=variant, planned_by=key.planned_by, data=key.data, readers=tuple(results),
-        plan={m: bootstrap_mean(values, seed=seed) for m, values in plan.items()} if len(key.cases) > 1 else {},
+        plan={m: bootstrap_mean(values, seed=seed) for m, values in plan.items()}, n=len(answered),
         changes=tuple(changes),
     )  # fmt: skip
 
@@ -201,8 +203,8 @@ def reader_markdown(result: StudyResult) -> str:
                 f"| {reader.reader} | {m.metric} | {percent(m.before)} | {percent(m.after)} | {difference} | "
                 f"{d.p:.4g} | {m.p_holm:.4g} | {d.wins} / {d.ties} / {d.losses} | {d.n} |"
             )
-    if result.plan:
-        lines += ["", "The plan itself: " + ", ".join(f"{m} {percent(v)}" for m, v in result.plan.items()) + "."]
+    found = ", ".join(f"{m} {percent(v)}" for m, v in result.plan.items())
+    lines += ["", f"The plan itself on the {result.n} cases that were answered: {found}."]
     lines += ["", "## Who changed what", ""]
     for reader in result.readers:
         kinds = ", ".join(f"{count} {kind}" for kind, count in reader.kinds.items())

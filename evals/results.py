@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agent.settings import PlannerSettings
 from evals.metrics import ProtocolScore, Reachability, Violations
 from evals.regret import Regret
-from models.errors import RunError
+from models.errors import InputError, RunError
 from models.protocol import Protocol
 
 FORMAT_VERSION = 1
@@ -42,8 +42,18 @@ STATUS_TEXT: dict[Status, str] = {
     "failed": "an error; run again on resume, until then no answer",
     "no_image": "no image, so nothing to simulate on: no answer",
 }
-TIMING = frozenset({"seconds", "by_node"})
-"""Fields of `Usage` in which two runs of the same thing may differ."""
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file that a result names, which lies in the folder of the evaluation: a log may come from somebody else.
+
+    Raises:
+        InputError: it lies elsewhere.
+    """
+    found = (folder / name).resolve()
+    if not found.is_relative_to(folder.resolve()):
+        raise InputError(f"The results in {folder} name the file {name}, outside that folder: they are damaged.")
+    return found
 
 
 class ResultModel(BaseModel):

@@ -172,8 +172,15 @@ def _smallest_detectable(differences: npt.NDArray[np.float64]) -> float | None:
     n = differences.size
     if 2.0 ** (1 - n) > ALPHA:  # even the most extreme of all sign patterns is not that rare
         return None
+    if np.ptp(differences) == 0:  # nothing varies: that says nothing of what could be seen
+        return None
     factor = float(stdtrit(n - 1, 1.0 - ALPHA / 2.0)) + float(stdtrit(n - 1, POWER))
     return factor * float(differences.std(ddof=1)) / float(np.sqrt(n))
+
+
+def why_undetectable(n: int) -> str:
+    """Why there is no smallest detectable difference, for a table."""
+    return "n too small" if 2.0 ** (1 - n) > ALPHA else "no spread"
 
 
 def holm(pvalues: Mapping[str, float]) -> dict[str, float]:

@@ -25,10 +25,10 @@ def refuse_taken(out: Path) -> None:
     """A study is made in a new folder.
 
     Raises:
-        InputError: the folder holds something already.
+        InputError: the folder holds something already, or is a file.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"The folder {out} is not empty: choose another with --out.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is no empty folder: choose another with --out.")
 
 
 def write_study(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.files import write_text
+from agent.files import make_folder, write_text
 from evals.ablation import ASSISTANT, check_trained_without
 from evals.baselines import NAMES
 from evals.datasets import load_dataset
@@ -124,14 +124,15 @@ def cost_estimate(jobs: Sequence[Job], processes: int) -> str:
 
 
 def publish_table(summary: Summary, folder: Path) -> None:
-    """Write the figures of the table as `full-table.json` and `full-table.md`, without cases, traces and paths.
+    """Write the figures of the table as `full-table.json` and `full-table.md`, without cases, traces and paths. The
+    regrets of all cases stay: from them the figures can be computed again.
 
     Raises:
         RunError: the folder can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     spec = summary.spec.model_copy(update={"weights": None})  # a path of this machine; their hash is a condition
     calibration = summary.calibration and summary.calibration.model_copy(update={"pairs": ()})
-    figures = summary.model_copy(update={"spec": spec, "cases": (), "regrets": {}, "calibration": calibration})
+    figures = summary.model_copy(update={"spec": spec, "cases": (), "calibration": calibration})
     write_text(folder / "full-table.json", figures.model_dump_json(indent=1) + "\n")
     write_text(folder / "full-table.md", report_markdown(summary, with_cases=False))

@@ -17,10 +17,12 @@ from pathlib import Path
 from evals.datasets.cards import render_card
 from evals.datasets.eval_case import Dataset, FollowUp, LeftOut, SearchSpace, content_hash
 from evals.datasets.stored_case import StoredCase, plannable
+from models.case import Case
 from models.collection.clinical_table import WEEKS_PER_MONTH, TablePatient, read_clinical_table
 from models.collection.splits import folds
 from models.errors import InputError
 from models.protocol import Protocol
+from tools.rulebook import Profile
 
 VERSION = "1"
 VARIANTS = ("paper_style", "ctace_lipiodol", "raw")
@@ -40,7 +42,7 @@ def gold_variants(regimen: Protocol) -> dict[str, Protocol]:
 
 
 def load_hcc_tace_seg(
-    clinical: Path, data: Path | None = None, limit: int | None = None, strict: bool = False
+    clinical: Path, data: Path | None = None, limit: int | None = None, strict: bool = False, profile: Profile = "eu"
 ) -> Dataset:
     """Read the table and, where they are there, the imported cases.
 
@@ -49,13 +51,14 @@ def load_hcc_tace_seg(
         data: Folder that holds an imported case per patient, under the patient's id; None scores records only.
         limit: Most cases; baselines still learn from all.
         strict: See `SearchSpace`.
+        profile: See `SearchSpace`.
 
     Raises:
         InputError: The table or a case can't be read, the folder of cases does not exist, or no row has a regimen.
     """
     if data is not None and not data.is_dir():
         raise InputError(f"The folder of imported cases {data} does not exist; make it with `mewm data hcc-tace-seg`.")
-    table, space = read_clinical_table(clinical), replace(SPACE, strict=strict)
+    table, space = read_clinical_table(clinical), replace(SPACE, strict=strict, profile=profile)
     pool: list[StoredCase] = []
     left_out: list[LeftOut] = []
     images: dict[str, str] = {}
@@ -64,7 +67,7 @@ def load_hcc_tace_seg(
         if reason is not None or patient.regimen is None:
             left_out.append(LeftOut(patient.patient_id, reason or "no regimen"))
             continue
-        imported = None if data is None else plannable(data / patient.patient_id)
+        imported = None if data is None else _imported(data, patient)
         if imported is not None:
             images[patient.patient_id] = imported.content_hash
         gold, given, after = gold_variants(patient.regimen), patient.regimen, _follow_up(patient)
@@ -108,6 +111,29 @@ def load_hcc_tace_seg(
         pool=tuple(pool),
         folds=dealt,
     )
+
+
+def _imported(data: Path, patient: TablePatient) -> Case | None:
+    """The imported case of a row.
+
+    Raises:
+        InputError: the folder holds another patient, or another record than the table's.
+    """
+    if Path(patient.patient_id).name != patient.patient_id:
+        raise InputError(f"The table names a patient {patient.patient_id!r}, which can't be the name of a case folder.")
+    case = plannable(data / patient.patient_id)
+    if case is None:
+        return None
+    if case.case_id != patient.patient_id:
+        raise InputError(
+            f"The folder {case.path} holds the case {case.case_id}, not {patient.patient_id}; import it again."
+        )
+    if case.record.known() != patient.record.known():
+        raise InputError(
+            f"The clinical record in {case.path}, which an agent reads, is not that of the table; import the case "
+            "again with this table."
+        )
+    return case
 
 
 def _without_gold(patient: TablePatient) -> str | None:

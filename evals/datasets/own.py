@@ -14,13 +14,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evals.datasets.cards import render_card
-from evals.datasets.eval_case import Dataset, SearchSpace, content_hash
+from evals.datasets.eval_case import Dataset, FollowUp, SearchSpace, content_hash
 from evals.datasets.stored_case import StoredCase, plannable
 from models.case import Case
 from models.clinical_record import ClinicalRecord
 from models.collection.splits import folds
 from models.errors import InputError
 from models.protocol import Protocol
+from tools.rulebook import Profile
 
 VERSION = "1"
 VARIANT = "gold"
@@ -39,20 +40,23 @@ class _Row(BaseModel):
     given: str | None = None
     case: str | None = None
     record: dict[str, Any] | str | None = None
+    months: float | None = Field(default=None, gt=0)
+    died: bool | None = None
 
 
-def load_own(path: Path, limit: int | None = None, strict: bool = False) -> Dataset:
+def load_own(path: Path, limit: int | None = None, strict: bool = False, profile: Profile = "eu") -> Dataset:
     """Read the file and the case folders that it names.
 
     Args:
         path: ``.jsonl`` or ``.csv``; folders and record files are named relative to it and lie beside or below it.
         limit: Most cases; baselines still learn from all.
         strict: See `SearchSpace`.
+        profile: See `SearchSpace`.
 
     Raises:
         InputError: The file, a line, a case or a record can't be used; the sentence names the line.
     """
-    text, space = _read(path), replace(SPACE, strict=strict)
+    text, space = _read(path), replace(SPACE, strict=strict, profile=profile)
     pool: list[StoredCase] = []
     gold_keys: dict[str, str] = {}
     images: dict[str, str] = {}
@@ -65,7 +69,7 @@ def load_own(path: Path, limit: int | None = None, strict: bool = False) -> Data
         gold = _protocol(path, number, "gold", row.gold)
         given = None if row.given is None else _protocol(path, number, "given", row.given)
         record = _record(path, number, row, case)
-        pool.append(StoredCase(row.case_id, record, {VARIANT: gold}, space, case, given))
+        pool.append(StoredCase(row.case_id, record, {VARIANT: gold}, space, case, given, _follow_up(path, number, row)))
         gold_keys[row.case_id] = gold.key
     if not pool:
         raise InputError(f"{path} has no cases; write one per line as docs/own-dataset.md says.")
@@ -77,6 +81,7 @@ def load_own(path: Path, limit: int | None = None, strict: bool = False) -> Data
             "version": VERSION,
             "gold": gold_keys,
             "given": {case.case_id: None if case.given is None else case.given.key for case in pool},
+            "follow-up": {case.case_id: case.survival for case in pool if case.survival is not None},
             "records": records,
             "images": images,
             "formulary": SPACE.formulary.content_hash,
@@ -153,6 +158,17 @@ def _protocol(path: Path, number: int, what: str, text: str) -> Protocol:
         return SPACE.formulary.parse(text)
     except InputError as error:
         raise InputError(f"Line {number} of {path}: {what} can't be read: {error}") from error
+
+
+def _follow_up(path: Path, number: int, row: _Row) -> FollowUp | None:
+    if row.months is None and row.died is None:
+        return None
+    if row.months is None or row.died is None or row.given is None:
+        raise InputError(
+            f"Line {number} of {path} states a follow-up without all of given, months and died: state the protocol "
+            "really given, the months followed after it, and whether the patient died then."
+        )
+    return FollowUp(row.months, row.died)
 
 
 def _beside(path: Path, number: int, name: str) -> Path:

@@ -161,11 +161,15 @@ def draw_cases(first_seed: int, strict: bool = False) -> Iterator[PhantomCase | 
         yield PhantomCase(patient, strict=strict) if reason is None else LeftOut(patient.patient_id, reason)
 
 
-@lru_cache(maxsize=1)
-def training_cases() -> tuple[PhantomCase, ...]:
-    """The patients that baselines learn from; none of them is ever scored."""
+@lru_cache(maxsize=2)
+def training_cases(strict: bool = False) -> tuple[PhantomCase, ...]:
+    """The patients that baselines learn from; none of them is ever scored.
+
+    Args:
+        strict: See `SearchSpace`; as of the cases that are scored.
+    """
     wanted = settings().training_cases
-    drawn = (case for case in draw_cases(settings().training_first_seed) if isinstance(case, PhantomCase))
+    drawn = (case for case in draw_cases(settings().training_first_seed, strict) if isinstance(case, PhantomCase))
     return tuple(case for case, _ in zip(drawn, range(wanted), strict=False))
 
 

@@ -22,7 +22,11 @@ NAMES = ("report.md", "report.html", "report.json")
 
 
 def write_reports(
-    runs: Sequence[EvalRun], folder: Path | None = None, *, not_run: Mapping[str, str] | None = None
+    runs: Sequence[EvalRun],
+    folder: Path | None = None,
+    *,
+    not_run: Mapping[str, str] | None = None,
+    copied: bool = False,
 ) -> Summary:
     """Write all three, into the lead's folder unless another is given.
 
@@ -30,6 +34,7 @@ def write_reports(
         runs: On the same data, the lead first.
         folder: Where the reports go.
         not_run: Further lines of the leaderboard that could not be run, and why.
+        copied: The lead's traces lie in the folder of the reports too.
 
     Raises:
         InputError: the runs can't be reported together.
@@ -37,7 +42,7 @@ def write_reports(
     """
     summary = summarise(runs, not_run=not_run)
     target = runs[0].folder if folder is None else folder
-    if target != runs[0].folder:
+    if target != runs[0].folder and not copied:
         summary = _linked_from(summary, runs[0].folder, target)
     for name, text in zip(NAMES, (report_markdown(summary), report_html(summary), report_json(summary)), strict=True):
         write_text(target / name, text)

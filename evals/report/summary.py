@@ -14,6 +14,7 @@ from itertools import chain, count
 import numpy as np
 from pydantic import Field
 
+from evals.baselines import NAMES
 from evals.compare import Side, check_same_data
 from evals.measures import METRICS, OF_RANDOM, losses, metric_value, per_case
 from evals.metrics import Answer, item_counts, micro_counts, micro_f1
@@ -484,6 +485,8 @@ def _notes(run: EvalRun) -> tuple[str, ...]:
     ]
     if not run.complete:
         notes.insert(0, "This evaluation is not complete: figures are of the cases that are finished.")
+    if left := [name for name in NAMES if name not in run.spec.baselines]:
+        notes.append(f"Left out with --baselines: {', '.join(left)}. A score says little without its baselines.")
     if run.spec.no_image:
         notes.append(f"{run.spec.no_image} cases with gold have no image to plan on and are not in this evaluation.")
     if run.spec.data_origin == "synthetic":

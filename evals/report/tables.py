@@ -9,6 +9,7 @@ from evals.measures import METRICS
 from evals.published import load_published
 from evals.report.summary import Board, CaseLine, Figure, Line, Summary, Versus
 from evals.results import STATUS_TEXT
+from evals.statistics import why_undetectable
 
 TERMINAL = ("f1", "regret", "gold_recall")
 MAIN = ("f1", "jaccard", "precision", "recall", "regret", "win_vs_given", "gold_recall", "best_recall")
@@ -164,7 +165,8 @@ def _versus(label: str, found: Sequence[Versus], where: str) -> Table:
     for v in found:
         metric = METRICS[v.metric]
         factor, digits = (100.0 if metric.percent else 1.0), metric.digits
-        least = "n too small" if v.smallest_detectable is None else f"{v.smallest_detectable * factor:.{digits}f}"
+        seen = v.smallest_detectable
+        least = why_undetectable(v.n) if seen is None else f"{seen * factor:.{digits}f}"
         # rounded first, and + 0.0: a difference that is shown as nothing has no sign
         mean, low, high = (round(value * factor, digits) + 0.0 for value in (v.mean, v.low, v.high))
         difference = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -109,6 +109,7 @@ def test_epochs_are_averaged_within_a_case_first():
     a = side([row("1", RIGHT, 1), row("1", WRONG, 2), row("2", RIGHT, 1), row("2", RIGHT, 2)])
     assert per_case(a.run, "own", "f1", "raw") == {"1": 0.5, "2": 1.0}
     assert per_case(a.run, "own", "stability", "raw") == {"1": 0.0, "2": 1.0}
+    assert per_case(a.run, "constant", "stability", "raw") == {}  # a baseline is asked once, whatever the epochs
     b = side([row("1", RIGHT), row("2", RIGHT)])
     assert compare(a, b).difference("f1").n == 2
 
@@ -155,6 +156,27 @@ def test_a_gate_bounds_the_gain_of_b_whatever_direction_is_better(gate, passes):
     gates = parse_gates([gate])
     assert gates == {name: float(gate.split("=")[1])}
     assert (failed_gates(found, gates) == []) is passes
+
+
+def test_a_gate_allows_exactly_what_it_says():
+    """One of ten cases falls from 0.8 to 0.6: 0.02 less, in floating point a little more."""
+    fallen = protocol(["Cisplatin", "Mitomycin"], ["Lipiodol", "Drug-eluting beads"])
+    a = side([row(str(i), HALF) for i in range(10)])
+    b = side([row(str(i), fallen if i == 0 else HALF) for i in range(10)])
+    found = compare(a, b)
+    lost = -found.difference("f1").mean
+    assert lost == pytest.approx((0.8 - 4 / 7) / 10)
+    for bound, passes in ((lost, True), (lost - 1e-12, True), (lost - 1e-6, False)):
+        assert (failed_gates(found, {"f1": -bound}) == []) is passes
+
+
+def test_two_runs_without_any_difference_say_that_nothing_varies():
+    a, b = (side([row(str(i), HALF, regret=0.2) for i in range(8)]) for _ in range(2))
+    found = compare(a, b)
+    assert found.difference("f1").smallest_detectable is None
+    assert "no spread" in comparison_markdown(found)
+    few = compare(*(side([row(str(i), said) for i, said in enumerate(two)]) for two in ((HALF, HALF), (HALF, RIGHT))))
+    assert "n too small" in comparison_markdown(few)
 
 
 def test_a_gate_fails_where_cases_are_missing_or_nothing_was_compared():

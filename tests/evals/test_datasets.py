@@ -9,8 +9,9 @@ import numpy as np
 import openpyxl
 import pytest
 
-from evals.baselines import RandomAllowed, RulesOnly
+from evals.baselines import LEARNED, RandomAllowed, RulesOnly, baselines_for
 from evals.datasets import load_dataset
+from evals.datasets.eval_case import FollowUp
 from evals.datasets.hcc_tace_seg import gold_variants
 from evals.datasets.phantom import PhantomCase, excluded, nominal_liver_percent, settings, training_cases
 from evals.regret import allowed_protocols, patient_blocked
@@ -60,7 +61,7 @@ def test_gold_is_the_allowed_protocol_of_lowest_true_risk_by_brute_force() -> No
     assert case.survival.months > 0
 
 
-def test_strict_rules_are_those_of_gold_and_of_baselines_too(tmp_path: Path) -> None:
+def test_strict_rules_are_those_of_gold_and_of_baselines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hearing loss warns of Cisplatin, and blocks it under ``--strict``: nothing else is lost."""
     file = written(tmp_path / "mine.jsonl", [{"case_id": "a", "gold": "-", "record": {"hearing_loss": True}}])
     plain, strict = (load_dataset("own", data=file, strict=on).cases[0] for on in (False, True))
@@ -69,7 +70,13 @@ def test_strict_rules_are_those_of_gold_and_of_baselines_too(tmp_path: Path) -> 
     for seed in range(60):
         assert RandomAllowed(seed).propose(strict) in strict.allowed
     assert RulesOnly(0).propose(strict) in strict.allowed
+    learned_from = []
+    monkeypatch.setattr("evals.baselines.training_cases", lambda strict: learned_from.append(strict) or [])
+    monkeypatch.setitem(LEARNED, "constant", lambda *_: RandomAllowed(0))
     phantom, other = (load_dataset("phantom", limit=1, strict=on) for on in (True, False))
+    for data in (phantom, other):
+        baselines_for(data, names=("constant",))
+    assert learned_from == [True, False]
     assert phantom.content_hash != other.content_hash
     case = phantom.cases[0]
     assert case.truth is not None
@@ -77,6 +84,16 @@ def test_strict_rules_are_those_of_gold_and_of_baselines_too(tmp_path: Path) -> 
     sample = random.Random(1).sample(list(case.space.protocols), 100)
     judged = judge_protocols(case.case_id, case.facts, sample, case.space.profile, True, "complete").verdicts
     assert {p for p, v in zip(sample, judged, strict=True) if v.allowed} == set(sample) & set(case.allowed)
+
+
+def test_the_profile_of_the_rules_is_that_of_the_space(tmp_path: Path) -> None:
+    """Child-Pugh B8 blocks in Europe and warns in China (rule P02)."""
+    file = written(tmp_path / "mine.jsonl", [{"case_id": "a", "gold": "-", "record": {"child_pugh_score": 8}}])
+    europe, china = (load_dataset("own", data=file, profile=name).cases[0] for name in ("eu", "cn"))
+    assert (europe.space.profile, china.space.profile) == ("eu", "cn")
+    assert not europe.allowed
+    assert china.allowed
+    assert RandomAllowed(0).propose(china) in china.allowed
 
 
 def test_the_case_folder_holds_no_truth_and_its_rules_are_those_of_the_truth(tmp_path: Path) -> None:
@@ -155,6 +172,7 @@ def test_training_patients_are_never_scored(monkeypatch: pytest.MonkeyPatch) -> 
         ({"name": "phantom", "limit": 0}, "limit of cases must be at least 1"),
         ({"name": "phantom", "seed": -1}, "seed of 0 or more"),
         ({"name": "phantom", "data": Path("x")}, "reads no files"),
+        ({"name": "phantom", "profile": "cn"}, "rules of profile eu only; leave cn out"),
         ({"name": "hcc"}, "no dataset 'hcc'; choose one of phantom, hcc-tace-seg, own"),
         ({"name": "hcc-tace-seg"}, "needs its clinical table"),
         ({"name": "hcc-tace-seg", "tier": "hard"}, "Only the dataset phantom has tiers"),
@@ -219,7 +237,7 @@ def test_the_real_table_gives_the_cases_that_it_holds(real_data: Path) -> None:
     assert nine.survival.died
 
 
-def tiny_case(folder: Path, case_id: str) -> Path:
+def tiny_case(folder: Path, case_id: str, record: ClinicalRecord | None = None, name: str | None = None) -> Path:
     """A small real case: a box of liver with a tumour in it."""
     hu = np.full((24, 24, 24), -1000, np.int16)
     hu[4:20, 4:20, 4:20] = 60
@@ -229,14 +247,16 @@ def tiny_case(folder: Path, case_id: str) -> Path:
     labels[8:14, 8:14, 8:14] = 2
     affine = np.diag([3.0, 3.0, 3.0, 1.0])
     write_case(
-        folder / case_id, case_id, "real", "a made-up box", {ImageMeta("pre", "pre", "arterial"): Volume(hu, affine)},
-        labels=labels, record=ClinicalRecord(child_pugh_class="A"),
+        folder / (name or case_id), case_id, "real", "a made-up box",
+        {ImageMeta("pre", "pre", "arterial"): Volume(hu, affine)}, labels=labels,
+        record=record or ClinicalRecord(child_pugh_class="A"),
     )  # fmt: skip
-    return folder / case_id
+    return folder / (name or case_id)
 
 
 def test_images_are_found_where_they_are(real_data: Path, tmp_path: Path) -> None:
-    folder = tiny_case(tmp_path, "HCC_009")
+    records = {case.case_id: case.record for case in load_dataset("hcc-tace-seg", clinical=real_data / TABLE).cases}
+    folder = tiny_case(tmp_path, "HCC_009", records["HCC_009"])
     data = load_dataset("hcc-tace-seg", clinical=real_data / TABLE, data=tmp_path)
     with_image = [case for case in data.cases if case.has_image]
     assert [case.case_id for case in with_image] == ["HCC_009"]
@@ -246,12 +266,19 @@ def test_images_are_found_where_they_are(real_data: Path, tmp_path: Path) -> Non
     assert data.content_hash != load_dataset("hcc-tace-seg", clinical=real_data / TABLE).content_hash
     with pytest.raises(InputError, match="does not exist"):
         load_dataset("hcc-tace-seg", clinical=real_data / TABLE, data=tmp_path / "nowhere")
+    other = next(name for name in records if name != "HCC_009")
+    tiny_case(tmp_path / "swapped", other, records["HCC_009"], name="HCC_009")
+    with pytest.raises(InputError, match=f"holds the case {other}, not HCC_009"):
+        load_dataset("hcc-tace-seg", clinical=real_data / TABLE, data=tmp_path / "swapped")
+    tiny_case(tmp_path / "without", "HCC_009")
+    with pytest.raises(InputError, match="is not that of the table; import the case again"):
+        load_dataset("hcc-tace-seg", clinical=real_data / TABLE, data=tmp_path / "without")
 
 
 # ----------------------------------------------------------------------------------------------------------------- own
 ROWS = [
     {"case_id": "a", "gold": "THP 30 mg; Lipiodol 10 ml", "record": {"bilirubin": "20 umol/L", "bclc": "B"}},
-    {"case_id": "b", "gold": "顺铂、碘化油", "given": "Cisplatin + Lipiodol"},
+    {"case_id": "b", "gold": "顺铂、碘化油", "given": "Cisplatin + Lipiodol", "months": 14.5, "died": True},
     {"case_id": "c", "gold": "-"},
 ]
 
@@ -268,6 +295,8 @@ def test_own_cases_are_read_from_lines(tmp_path: Path) -> None:
     assert first.record.bilirubin_mg_dl == pytest.approx(1.17, abs=0.01)
     assert second.given == second.gold["gold"] == Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",))
     assert third.gold["gold"] == Protocol()  # nothing should be given
+    assert second.survival == FollowUp(14.5, died=True)
+    assert first.survival is None
     assert data.variants == ("gold",)
     assert sorted(name for fold in data.folds for name in fold) == ["a", "b", "c"]
     assert load_dataset("own", data=tmp_path / "mine.jsonl").content_hash == data.content_hash
@@ -306,6 +335,9 @@ def test_own_cases_are_read_from_a_table_with_case_folders(tmp_path: Path) -> No
         ([{"case_id": "a", "gold": "Cisplatin", "case": "nothing"}], "no case folder with labels"),
         ([{"case_id": "a", "gold": "Cisplatin", "record": {"bilirubin": 1.2}}], "Line 1 .*without a unit"),
         ([{"case_id": "a", "gold": "Cisplatin", "record": "../secret.yaml"}], "outside the folder of the dataset"),
+        ([{"case_id": "a", "gold": "Cisplatin", "months": 3, "died": True}], "Line 1 .* without all of given, months"),
+        ([{**ROWS[1], "died": None}], "Line 1 .* without all of given, months and died"),
+        ([{**ROWS[1], "months": 0}], "months: input should be greater than 0"),
     ],
 )
 def test_a_line_that_can_not_be_used_is_named(tmp_path: Path, rows: list[object], words: str) -> None:

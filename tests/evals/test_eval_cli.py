@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import socket
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,8 @@ def evaluated(own, tmp_path_factory) -> Path:
     assert "Leaderboard, gold: gold (4 cases)" in result.stdout
     assert "random: random allowed protocol" in result.stdout  # the name that `compare FOLDER@NAME` takes, explained
     assert "not run" in result.stdout
+    left_out = "Left out with --baselines: constant, frequency, neighbour, policy_first, policy_full, regressor"
+    assert left_out in " ".join(result.stdout.split())
     return folder
 
 
@@ -200,7 +203,11 @@ def test_an_evaluation_is_listed_reported_resumed_and_bundled(evaluated, tmp_pat
     resumed = mewm("resume", evaluated)
     assert "4 answers were there already." in resumed.stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before
+    mewm("report", evaluated, copy_of(evaluated, tmp_path / "other [b]"))
+    joint = {name: (evaluated / name).read_bytes() for name in ("report.md", "report.html", "report.json")}
     mewm("bundle", evaluated, "--out", tmp_path / "bundle")
+    assert {name: (evaluated / name).read_bytes() for name in joint} == joint  # a bundle changes nothing in the folder
+    mewm("report", evaluated)
     assert {"index.html", "report.html", "report.md"} <= {p.name for p in (tmp_path / "bundle").iterdir()}
     links = re.findall(r'href="(cases/[^"]+)"', (tmp_path / "bundle" / "report.html").read_text())
     assert len(links) == 4
@@ -208,6 +215,33 @@ def test_an_evaluation_is_listed_reported_resumed_and_bundled(evaluated, tmp_pat
     page = (tmp_path / "bundle" / "index.html").read_text()
     assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=[\"'](?:https?:)?//", page)
     mewm("bundle", evaluated, "--out", tmp_path / "bundle", code=2)
+
+
+def copy_of(folder, other):
+    shutil.copytree(folder, other)
+    return other
+
+
+def test_two_runs_are_told_apart_on_the_terminal_whatever_their_folders_are_called(evaluated, tmp_path):
+    shown = mewm("report", evaluated, copy_of(evaluated, tmp_path / "b"), "--out", tmp_path / "out").stdout
+    assert "(guideline) [b]" in " ".join(shown.split())
+    assert "[red]" in mewm("list", copy_of(evaluated, tmp_path / "runs" / "[red]").parent).stdout
+
+
+def test_a_log_that_names_files_outside_of_its_folder_is_not_bundled(evaluated, tmp_path):
+    run = copy_of(evaluated, tmp_path / "received")
+    (tmp_path / "secret.jsonl").write_text("secret")
+    (log,) = run.glob("logs/*.eval")
+    with zipfile.ZipFile(log) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    trace = re.search(rb"cases/patient-1/1/[a-z/]*trace\.jsonl", b"".join(members.values()))
+    assert trace is not None
+    with zipfile.ZipFile(log, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, content.replace(trace[0], b"../secret.jsonl"))
+    done = mewm("bundle", run, "--out", tmp_path / "bundle", code=2)
+    assert "outside that folder" in done.stderr.replace("\n", " ")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_no_test_of_evaluations_reaches_another_machine(network):
@@ -258,7 +292,7 @@ def test_every_baseline_stands_in_the_table_of_a_small_phantom_run(tmp_path, mon
         def risks(self, case, protocols):
             return np.arange(len(protocols), dtype=float)
 
-    monkeypatch.setattr("evals.baselines.training_cases", lambda: few)
+    monkeypatch.setattr("evals.baselines.training_cases", lambda strict: few)
     monkeypatch.setattr("evals.baselines.DirectRegressor", LeastRisk)
     result = mewm("run", "phantom", "--limit", 2, "--stage", "propose", "--out", tmp_path / "run")
     shown = result.stdout
@@ -297,6 +331,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(own, evaluated):
         (["report", "nowhere"], 4, "There is no evaluation in nowhere"),
         (["compare", "nowhere", "nowhere"], 4, "There is no evaluation in nowhere"),
         (["compare", "a", "b", "--fail-below", "F9=1"], 2, "There is no metric 'F9'"),
+        (["run", "phantom", "--profile", "cn"], 2, "rules of profile eu only; leave cn out"),
         (["table", "--weights-without", "magic=x"], 2, "takes contrastive=FOLDER or attenuation=FOLDER"),
         (["turing", "score", "nowhere", "x.csv"], 2, "There is no key at nowhere"),
         (["reader", "score", "nowhere", "x.csv"], 2, "There is no key at nowhere"),

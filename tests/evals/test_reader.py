@@ -24,6 +24,7 @@ from models.errors import InputError
 from models.formulary import Formulary
 from models.protocol import Protocol
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
+from tests.agent.web.browser import CHROMIUM, Browser
 from tests.evals.fake_dataset import SETTINGS, protocol, spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
@@ -78,8 +79,43 @@ def test_the_form_shows_cases_without_names_and_the_key_stays_apart(run, tmp_pat
         assert case.gold == row.gold
         assert f"The plan: {case.plan.key}" in html
     assert make_reader(run.folder, tmp_path / "two", limit=2, seed=1).cases == key.cases[:2]
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is no empty folder"):
         make_reader(run.folder, tmp_path / "study")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_next_reader_on_a_computer_starts_with_an_empty_form(run, tmp_path):
+    pytest.importorskip("playwright")
+    make_reader(run.folder, tmp_path / "study", limit=1)
+    browser = Browser()
+    try:
+        person = browser.person("file:")
+        page = person.page
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.goto((tmp_path / "study" / READERS / "form.html").as_uri())
+        case = page.locator(".case")
+        case.locator(".before input").first.check()
+        case.locator(".lock").click()
+        page.reload()
+        assert "locked" in case.get_attribute("class")  # one's own answers are there again
+        assert case.locator("input:checked").count() == 2
+        with page.expect_navigation():
+            page.click("#next")
+        assert "locked" not in case.get_attribute("class")
+        assert case.locator("input:checked").count() == 0
+        assert case.locator(".before input").first.is_enabled()
+        assert person.faults == []
+    finally:
+        browser.close()
+
+
+def test_data_that_changed_since_the_plans_were_made_give_no_study(tmp_path):
+    run = planned(tmp_path, images=(True, True))
+    file = tmp_path / "own.jsonl"
+    file.write_text(file.read_text().replace("Cisplatin", "Mitomycin"))
+    with pytest.raises(InputError, match="have changed since it was evaluated"):
+        make_reader(run.folder, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_limit_counts_the_cases_with_images_wherever_their_rows_stand(tmp_path):
@@ -152,6 +188,8 @@ def test_figures_are_paired_by_case_and_averaged_over_readers_by_case_first():
         reader: {c.case: Answers(random_protocol(), random_protocol()) for c in key.cases} for reader in ("ada", "eve")
     }
     del forms["eve"]["03"]
+    for answers in forms.values():
+        del answers["06"]
     result = score_reader(key, forms)
     names = [r.reader for r in result.readers]
     assert names == ["ada", "eve", EVERYBODY]
@@ -166,10 +204,12 @@ def test_figures_are_paired_by_case_and_averaged_over_readers_by_case_first():
         assert f1_row.difference.mean == pytest.approx(np.mean(list(gains[reader].values())))
         assert f1_row.p_holm >= f1_row.difference.p
     pooled = next(m for m in result.readers[-1].metrics if m.metric == "f1")
-    by_case = [np.mean([g[c.case] for g in gains.values() if c.case in g]) for c in key.cases]
+    by_case = [np.mean([g[c.case] for g in gains.values() if c.case in g]) for c in key.cases[:5]]
     assert pooled.difference.mean == pytest.approx(np.mean(by_case))
-    assert result.readers[1].unanswered == ("03",)
-    assert "not answered: 03" in reader_markdown(result)
+    assert result.readers[1].unanswered == ("03", "06")
+    assert "not answered: 03, 06" in reader_markdown(result)
+    assert result.n == result.plan["f1"].n == 5
+    assert "The plan itself on the 5 cases that were answered: f1 " in reader_markdown(result)
 
 
 def test_a_form_is_read_as_people_fill_it_in(tmp_path):

@@ -12,6 +12,7 @@ import evals.table as table
 from agent.cli.main import app
 from evals.ablation import ASSISTANT, TRAINED_WITH, WithoutAssistant
 from evals.baselines import NAMES
+from evals.model_card.extras import read_full_table
 from evals.prepare import Evaluation, _LazyWorkspace
 from evals.report.page import write_reports
 from evals.report.summary import Summary
@@ -106,6 +107,28 @@ def test_the_figures_are_published_without_cases(prepared, tmp_path):
     assert "trace.jsonl" not in text
     assert "case-1" not in text
     assert str(tmp_path) not in text
+
+
+def test_the_card_takes_its_regret_from_the_published_table(prepared, tmp_path):
+    """Means and their ratio by hand; three patients, and the constant is no better in one of them."""
+    summary = run(*table.evaluations(tmp_path / "table", n=3), tmp_path / "table")
+    spec_ = summary.spec.model_copy(update={"conditions": {"weights_hash": "abc"}})
+    regrets = {summary.label: (0.1, 0.2, 0.6), "constant": (0.4, 0.5, 0.6), "another line": (0.0, 0.0, 0.0)}
+    table.publish_table(summary.model_copy(update={"spec": spec_, "regrets": regrets}), tmp_path / "docs")
+    found = read_full_table(tmp_path / "docs" / "full-table.json")
+    assert (found["n"], found["weights"]) == (3, "abc")
+    assert found["planner"]["value"] == pytest.approx(0.3)
+    assert found["constant"]["value"] == pytest.approx(0.5)
+    assert found["regret_over_constant"]["value"] == pytest.approx(0.6)
+    assert 0.25 <= found["regret_over_constant"]["low"] < 0.6 < found["regret_over_constant"]["high"] <= 1.0
+    table.publish_table(summary.model_copy(update={"regrets": {}}), tmp_path / "without")
+    with pytest.raises(InputError, match="has no regrets of the planner"):
+        read_full_table(tmp_path / "without" / "full-table.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(InputError, match="is no table"):
+        read_full_table(tmp_path / "other.json")
+    with pytest.raises(InputError, match="can't be read"):
+        read_full_table(tmp_path / "nowhere.json")
 
 
 def trained(folder, **options):
