@@ -52,9 +52,9 @@ PARTS = (
     Part("no-attenuation", "without attenuation", {}, ("attenuation",), "attenuation"),
 )
 NO_WEIGHTS = "not trained; weights that were trained so are given with --weights-without {what}=FOLDER"
-MINUTES_PER_PLAN = (0.5, 1.5)
-"""Minutes of one CPU core for a plan at B = T = 3, with what the parts of a patient share: estimated from two patients
-on the weights of preset ``small``."""
+MINUTES_PER_PLAN = (0.6, 0.9)
+"""Minutes of one CPU core for a plan at B = T = 3, with what the parts of a patient share: of 58 patients on the
+weights of preset ``small``."""
 
 
 def evaluations(
