@@ -67,7 +67,7 @@ from tools.registry import build_tools
 from tools.rulebook import rules_hash
 from tools.workspace import Workspace
 
-GROUP = "planning"
+GROUP, COMMAND = "planning", "python -m evals.planning_table"
 FIRST_SEED = 900_000
 """Patients that are planned start here; training stays below (`models.phantom.pool`), the model card begins later."""
 OTHER_PATIENTS = 850_000
@@ -278,7 +278,7 @@ def planned_seeds(n: int) -> list[int]:
 
 
 def planning_table(n: int, work: Path, asked: Asked, console: Console, workers: int = 1,
-                   only: Sequence[str] | None = None, command: str = "") -> dict[str, Any]:  # fmt: skip
+                   only: Sequence[str] | None = None, command: str = COMMAND) -> dict[str, Any]:  # fmt: skip
     """Plans every patient in every row and summarises.
 
     Args:
@@ -324,7 +324,9 @@ def _conditions(line: Line, asked: Asked) -> dict[str, Any]:
     return out
 
 
-def summarise(rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked, command: str = "") -> dict[str, Any]:
+def summarise(
+    rows: dict[str, list[Row]], not_run: dict[str, str], asked: Asked, command: str = COMMAND
+) -> dict[str, Any]:
     """Mean regrets with intervals, paired with the full planner, on the patients that the rules leave a protocol.
 
     Args:
@@ -428,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         asked = Asked(settings, arguments.weights, read_without(arguments.without), arguments.trained, arguments.device)
         result = planning_table(
             arguments.n, arguments.work, asked, console, arguments.workers, arguments.only,
-            recorded_command("python -m evals.planning_table"),
+            recorded_command(COMMAND),
         )  # fmt: skip
     except MewmError as error:
         parser.error(str(error))

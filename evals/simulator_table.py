@@ -31,7 +31,7 @@ from models.errors import MewmError
 from models.phantom.version import phantom_hash
 from models.weights import DEFAULT_WEIGHTS
 
-GROUP = "simulators"
+GROUP, COMMAND = "simulators", "python -m evals.simulator_table"
 
 
 def measure_simulator(simulator: Simulator, engine: Engine, protocols: int, replicas: int, seed: int) -> Row:
@@ -84,7 +84,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def simulator_table(
     n: int, work: Path, *, weights: Path = DEFAULT_WEIGHTS, trained: Path | None = None, device: Device = "auto",
-    workers: int = 1, protocols: int = 6, replicas: int = 1, console: Console, command: str = "",
+    workers: int = 1, protocols: int = 6, replicas: int = 1, console: Console, command: str = COMMAND,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every simulator.
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = simulator_table(
             arguments.n, arguments.work, weights=arguments.weights, trained=arguments.trained, device=arguments.device,
             workers=arguments.workers, protocols=arguments.protocols, replicas=arguments.replicas, console=console,
-            command=recorded_command("python -m evals.simulator_table"),
+            command=recorded_command(COMMAND),
         )  # fmt: skip
     except MewmError as error:
         parser.error(str(error))

@@ -116,6 +116,8 @@ def _open(
     from models.training.mixed_pool import TrainingData, open_training_data
 
     if data == PHANTOM and not data.exists():
+        if given is not None or mix is not None:  # before minutes of rendering
+            raise InputError("--given and --mix go with a folder of real cases in --data, not with phantom.")
         data = out / "pool"
         render_pool(PATIENTS, PROTOCOLS, 0, data, 2, preset)
     with Progress(transient=True) as bar:

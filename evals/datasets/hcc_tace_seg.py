@@ -119,7 +119,7 @@ def _imported(data: Path, patient: TablePatient) -> Case | None:
     Raises:
         InputError: the folder holds another patient, or another record than the table's.
     """
-    if Path(patient.patient_id).name != patient.patient_id:
+    if Path(patient.patient_id).name != patient.patient_id or patient.patient_id.startswith("."):
         raise InputError(f"The table names a patient {patient.patient_id!r}, which can't be the name of a case folder.")
     case = plannable(data / patient.patient_id)
     if case is None:

@@ -40,7 +40,7 @@ class _Row(BaseModel):
     given: str | None = None
     case: str | None = None
     record: dict[str, Any] | str | None = None
-    months: float | None = Field(default=None, gt=0)
+    months: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     died: bool | None = None
 
 
@@ -74,6 +74,7 @@ def load_own(path: Path, limit: int | None = None, strict: bool = False, profile
     if not pool:
         raise InputError(f"{path} has no cases; write one per line as docs/own-dataset.md says.")
     records = {case.case_id: case.record.known() for case in pool}
+    after = {case.case_id: case.survival for case in pool if case.survival is not None}
     dealt = folds([case.case_id for case in pool], min(FOLDS, len(pool)), SALT)
     digest = content_hash(
         {
@@ -81,7 +82,7 @@ def load_own(path: Path, limit: int | None = None, strict: bool = False, profile
             "version": VERSION,
             "gold": gold_keys,
             "given": {case.case_id: None if case.given is None else case.given.key for case in pool},
-            "follow-up": {case.case_id: case.survival for case in pool if case.survival is not None},
+            **({"follow-up": after} if after else {}),
             "records": records,
             "images": images,
             "formulary": SPACE.formulary.content_hash,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.model_card.figures import Array, Figure, mean_figure, pooled_figure
+from evals.model_card.figures import mean_figure, pooled_figure
 from evals.report.summary import Summary
 from models.errors import InputError
 
@@ -59,7 +59,8 @@ def read_full_table(path: Path) -> dict[str, Any]:
     constant = next((line for line in board.lines if line.who == CONSTANT and line.not_run is None), None)
     if constant is None or constant.label not in found.regrets or found.label not in found.regrets:
         raise InputError(f"The table {path} has no regrets of the planner and of the best constant protocol.")
-    pairs = np.array([found.regrets[found.label], found.regrets[constant.label]]).T
+    planner, best_constant = found.regrets[found.label], found.regrets[constant.label]
+    pairs = np.array([planner, best_constant]).T
     settings = found.spec.settings
     return {
         "group": "table",
@@ -67,11 +68,7 @@ def read_full_table(path: Path) -> dict[str, Any]:
         "weights": found.spec.conditions["weights_hash"],
         "beams": settings.beams,
         "replicas": settings.replicas,
-        "planner": _figure(pairs[:, :1]),
-        "constant": _figure(pairs[:, 1:]),
+        "planner": mean_figure(planner),
+        "constant": mean_figure(best_constant),
         "regret_over_constant": pooled_figure(pairs, lambda sums: sums[..., 0] / sums[..., 1]),
     }
-
-
-def _figure(values: Array) -> Figure:
-    return mean_figure(values[:, 0].tolist())

@@ -25,7 +25,7 @@ _DEAD: Final = (0.15, 0.45, 0.80)  # dead share of the tumour that separates the
 def level_of_share(dead: float) -> int:
     """Level of the share of the tumour that does not live after treatment, 0 to 1.
 
-    What was dead before treatment counts: a tumour with a necrotic core of 0.15 or more is never at level 1.
+    What was dead before treatment counts: a tumour with a necrotic core of more than 0.15 is never at level 1.
     """
     return 1 + sum(dead > limit for limit in _DEAD)
 

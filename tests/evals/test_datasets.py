@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import openpyxl
@@ -12,7 +13,7 @@ import pytest
 from evals.baselines import LEARNED, RandomAllowed, RulesOnly, baselines_for
 from evals.datasets import load_dataset
 from evals.datasets.eval_case import FollowUp
-from evals.datasets.hcc_tace_seg import gold_variants
+from evals.datasets.hcc_tace_seg import _imported, gold_variants
 from evals.datasets.phantom import PhantomCase, excluded, nominal_liver_percent, settings, training_cases
 from evals.regret import allowed_protocols, patient_blocked
 from models.case import ImageMeta, write_case
@@ -158,8 +159,9 @@ def test_training_patients_are_never_scored(monkeypatch: pytest.MonkeyPatch) -> 
     training_cases.cache_clear()
     monkeypatch.setattr("evals.datasets.phantom.settings", lambda: chosen)
     chosen = settings.__wrapped__().model_copy(update={"training_cases": 4})  # type: ignore[attr-defined]
-    train = training_cases()
+    train, strict = training_cases(), training_cases(True)
     training_cases.cache_clear()
+    assert [case.space.strict for case in (*train, *strict)] == [False] * 4 + [True] * 4
     assert len(train) == 4
     assert all(case.patient.seed < 900_000 for case in train)
     assert chosen.first_seed > chosen.training_first_seed + 100 * chosen.training_cases
@@ -254,6 +256,12 @@ def tiny_case(folder: Path, case_id: str, record: ClinicalRecord | None = None, 
     return folder / (name or case_id)
 
 
+@pytest.mark.parametrize("name", ["..", ".", "../elsewhere", "/etc", "a/b"])
+def test_a_patient_of_the_table_never_leads_out_of_the_folder_of_cases(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="can't be the name of a case folder"):
+        _imported(tmp_path, SimpleNamespace(patient_id=name))
+
+
 def test_images_are_found_where_they_are(real_data: Path, tmp_path: Path) -> None:
     records = {case.case_id: case.record for case in load_dataset("hcc-tace-seg", clinical=real_data / TABLE).cases}
     folder = tiny_case(tmp_path, "HCC_009", records["HCC_009"])
@@ -309,12 +317,16 @@ def test_own_cases_are_read_from_a_table_with_case_folders(tmp_path: Path) -> No
     tiny_case(tmp_path / "cases", "p1")
     (tmp_path / "p2.yaml").write_text("creatinine: 1.1 mg/dL\n")
     table = tmp_path / "mine.csv"
-    table.write_text("case_id,gold,case,record\np1,Epirubicin; PVA,cases/p1,\np2,Lobaplatin; Lipiodol,,p2.yaml\n")
+    table.write_text(
+        "case_id,gold,case,record,given,months,died\n"
+        "p1,Epirubicin; PVA,cases/p1,,Epirubicin; PVA,14.5,true\np2,Lobaplatin; Lipiodol,,p2.yaml,,,\n"
+    )
     data = load_dataset("own", data=table)
     assert [case.has_image for case in data.cases] == [True, False]
     assert data.cases[0].record.child_pugh_class == "A"
     assert data.cases[0].summary.lesion_count == 1
     assert data.cases[1].record.creatinine_mg_dl == 1.1
+    assert [case.survival for case in data.cases] == [FollowUp(14.5, died=True), None]
     assert len(load_dataset("own", data=table, limit=1).cases) == 1
 
 
@@ -338,6 +350,7 @@ def test_own_cases_are_read_from_a_table_with_case_folders(tmp_path: Path) -> No
         ([{"case_id": "a", "gold": "Cisplatin", "months": 3, "died": True}], "Line 1 .* without all of given, months"),
         ([{**ROWS[1], "died": None}], "Line 1 .* without all of given, months and died"),
         ([{**ROWS[1], "months": 0}], "months: input should be greater than 0"),
+        (['{"case_id": "a", "gold": "-", "given": "-", "months": Infinity, "died": true}'], "months: .*finite number"),
     ],
 )
 def test_a_line_that_can_not_be_used_is_named(tmp_path: Path, rows: list[object], words: str) -> None:

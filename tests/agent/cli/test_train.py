@@ -76,6 +76,9 @@ def test_phantom_stands_for_a_pool_that_is_rendered_once(tmp_path: Path, monkeyp
     rendered = (tmp_path / "run" / "pool" / "pool.json").stat().st_mtime_ns
     assert json.loads((tmp_path / "run" / "pool" / "pool.json").read_text())["arguments"]["k"] == 4
     assert mewm_train("localiser", *run).exit_code == 0
+    refused = mewm_train("autoencoder", "--data", "phantom", "--mix", "x:3", "--out", tmp_path / "other")
+    assert "not with phantom" in str(refused.exception)
+    assert not (tmp_path / "other").exists()  # nothing was rendered
     assert (tmp_path / "run" / "pool" / "pool.json").stat().st_mtime_ns == rendered
 
 
