@@ -19,7 +19,7 @@ from evals.statistics import holm, paired_difference, why_undetectable
 from models.errors import InputError
 
 ROUNDING = 1e-9
-"""A gain that misses its gate by less differs from it by floating point only: 0.2 lost in one of ten cases is no 0.02."""
+"""A gain that misses its gate by less differs from it by floating point only."""
 
 
 @dataclass(frozen=True)
