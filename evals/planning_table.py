@@ -47,6 +47,7 @@ from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
     AnotherPatientsImage,
     PreTreatmentImage,
+    ReadBlind,
     TrueHazard,
     TrueImage,
 )
@@ -113,6 +114,7 @@ LINES = (
     Line("no_attenuation", "without attenuation", _same, "attenuation"),
     Line("paper_losses", "with the paper's losses", _same, "paper_losses"),
     Line("retrained", "denoiser trained again, nothing left out (control)", _same, CONTROL),
+    Line("read_blind", "how much lives is read from the simulated image alone", ReadBlind),
     Line("pre_image", "simulated image replaced by the one before treatment", PreTreatmentImage),
     Line("other_image", "simulated image replaced by another patient's", _other),
     Line("true_image", "true image after treatment, learned risk", TrueImage, note="knows the truth"),

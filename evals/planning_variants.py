@@ -41,7 +41,21 @@ class Variant(Engine):
         return f"{super().weights_hash}-{self.mark}"
 
 
-class PreTreatmentImage(Variant):
+class ReadBlind(Variant):
+    """Nothing but the simulated image says how much of the tumour lives in it."""
+
+    mark = "read-blind"
+
+    def drawn_viable(
+        self,
+        prepared: Prepared,  # noqa: ARG002 (as of `Engine.drawn_viable`)
+        jobs: Sequence[Job],  # noqa: ARG002
+    ) -> NDArray[np.float32] | None:
+        """None."""
+        return None
+
+
+class PreTreatmentImage(ReadBlind):
     """The simulated image is the one before treatment."""
 
     mark = "pre-image"
@@ -57,7 +71,7 @@ class PreTreatmentImage(Variant):
             yield index, np.zeros(prepared.pre.shape, np.int16)
 
 
-class AnotherPatientsImage(Variant):
+class AnotherPatientsImage(ReadBlind):
     """The change is simulated for another patient under the same protocol, and pasted into this one's tumour.
 
     Only the other's largest lesion is simulated. Its change is laid, in mm, so that its centre falls on that of the
@@ -100,7 +114,7 @@ def lesion_centre(patch: Patch, numbers: NDArray[np.int16]) -> NDArray[np.float6
     return centre
 
 
-class TrueImage(Variant):
+class TrueImage(ReadBlind):
     """The true scan after the protocol in place of the simulated one; the networks read it."""
 
     mark = "true-image"

@@ -64,6 +64,10 @@ class Simulator(Interface):
         """The simulated CT patches (L, S, S, S) of each job."""
         ...
 
+    def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
+        """How much of the tumour was to live in each scan, see `Engine.drawn_viable`; None where only the scan says."""
+        ...
+
 
 @dataclass(frozen=True)
 class _OnEngine:
@@ -78,6 +82,14 @@ class _OnEngine:
     def scans(self, prepared: Prepared, jobs: Sequence[Job]) -> list[npt.NDArray[np.int16]]:
         """See `Simulator.scans`."""
         return [self.engine.composite(prepared, change) for _, change in self.differences(prepared, jobs)]
+
+    def drawn_viable(
+        self,
+        prepared: Prepared,  # noqa: ARG002 (as of `Simulator.drawn_viable`)
+        jobs: Sequence[Job],  # noqa: ARG002
+    ) -> npt.NDArray[np.float32] | None:
+        """None: nothing but the scan says it."""
+        return None
 
     def _difference(self, prepared: Prepared, job: Job) -> Difference:
         raise NotImplementedError
@@ -94,6 +106,10 @@ class WorldModelSimulator(_OnEngine):
     def differences(self, prepared: Prepared, jobs: Sequence[Job]) -> list[tuple[int, Difference]]:
         """See `Simulator.differences`."""
         return sorted(self.engine.simulate_differences(prepared, jobs, self.steps), key=lambda pair: pair[0])
+
+    def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
+        """See `Simulator.drawn_viable`."""
+        return self.engine.drawn_viable(prepared, jobs)
 
 
 @dataclass(frozen=True)

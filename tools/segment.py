@@ -93,7 +93,12 @@ def _segment_portion(outcomes: Sequence[StoredOutcome], workspace: Workspace) ->
     for case_id in dict.fromkeys(outcomes[position].case_id for position in missing):
         here = [position for position in missing if outcomes[position].case_id == case_id]
         prepared = outcomes[here[0]].prepared
-        classes = workspace.engine.segment_near(prepared, [outcomes[position].composite for position in here])
+        jobs = [(outcomes[position].protocol, outcomes[position].seed) for position in here]
+        classes = workspace.engine.segment_near(
+            prepared,
+            [outcomes[position].composite for position in here],
+            workspace.engine.drawn_viable(prepared, jobs),
+        )
         for position, own in zip(here, classes, strict=True):
             key = workspace.segmentation_key(outcomes[position].outcome_id)
             workspace.artifacts.put("segmentation", key, {"tissue": pack(prepared, own)})

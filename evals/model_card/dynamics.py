@@ -89,7 +89,9 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
     """Simulates random protocols and sets what they do to the tumour beside the truth."""
     wanted = wanted_protocols(scene.patient.seed, count)
     jobs = [(protocol, seed) for protocol in wanted for seed in range(replicas)]
-    simulated = scene.follow_ups(simulator.scans(scene.prepared, jobs))
+    scans, drawn = simulator.scans(scene.prepared, jobs), simulator.drawn_viable(scene.prepared, jobs)
+    simulated = scene.follow_ups(scans, drawn)
+    read = simulated if drawn is None else scene.follow_ups(scans)
     true = [scene.truth(respond(scene.patient, protocol)) for protocol in wanted]
     rows: list[Row] = [
         {
@@ -98,6 +100,7 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
             "simulated": [
                 scene.measures(one)._asdict() for one in simulated[index * replicas : (index + 1) * replicas]
             ],
+            "viable_read": [scene.measures(one).viable for one in read[index * replicas : (index + 1) * replicas]],
         }
         for index, protocol in enumerate(wanted)
     ]
@@ -126,7 +129,7 @@ def measure_agents(scene: Scene, simulator: Simulator) -> list[Row]:
     """The true and the simulated effect of every agent: the protocol with it less the same one without it."""
     base, pairs = agent_pairs(scene.patient.seed)
     protocols = [base, *(other for _, other, _ in pairs)]
-    found = scene.follow_ups(simulator.scans(scene.prepared, [(protocol, 0) for protocol in protocols]))
+    found = scene.simulated(simulator, [(protocol, 0) for protocol in protocols])
     simulated = [np.array(scene.measures(one)) for one in found]
     true = [np.array(scene.measures(scene.truth(respond(scene.patient, protocol)))) for protocol in protocols]
     rows: list[Row] = []
@@ -187,12 +190,16 @@ def measure_outside(scene: Scene, simulator: Simulator, protocol: Protocol) -> i
 
 
 def summarise_dynamics(rows: Sequence[Row]) -> dict[str, Any]:
-    """Figures of the block over patients: per measure, per agent, spread, outside, risk."""
+    """Figures of the block over patients: per measure, viable as read from the scans alone, per agent, spread, outside."""
     out: dict[str, Any] = {}
     for name in Measures._fields:
         true = [[protocol["true"][name] for protocol in row["protocols"]] for row in rows]
         simulated = [[_mean(protocol["simulated"], name) for protocol in row["protocols"]] for row in rows]
         out[name] = within_patients(true, simulated)
+    out["viable_read"] = within_patients(
+        [[protocol["true"]["viable"] for protocol in row["protocols"]] for row in rows],
+        [[float(np.mean(protocol["viable_read"])) for protocol in row["protocols"]] for row in rows],
+    )
     out["agents"] = summarise_agents([row["agents"] for row in rows if row.get("agents")])
     out["spread"] = summarise_spread(rows)
     outside = [row["outside_hu"] for row in rows if row.get("outside_hu") is not None]
