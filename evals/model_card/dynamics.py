@@ -190,7 +190,7 @@ def measure_outside(scene: Scene, simulator: Simulator, protocol: Protocol) -> i
 
 
 def summarise_dynamics(rows: Sequence[Row]) -> dict[str, Any]:
-    """Figures of the block over patients: per measure, viable as read from the scans alone, per agent, spread, outside."""
+    """Figures over patients: per measure (viable also as read from the scans alone), per agent, spread, outside."""
     out: dict[str, Any] = {}
     for name in Measures._fields:
         true = [[protocol["true"][name] for protocol in row["protocols"]] for row in rows]

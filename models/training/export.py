@@ -137,6 +137,8 @@ def unpack_bundle(folder: Path, run: Path, parts: Sequence[PartName]) -> Manifes
             told = {"fingerprint": f"{manifest.preset.fingerprint(name)} of the weights {manifest.weights_hash}"}
             tensors = {key: tensor.contiguous().clone() for key, tensor in model.part(name).state_dict().items()}
             (run / name / FINAL).write_bytes(save_tensors(tensors, metadata=told))
+        if "survival" in parts and manifest.survival_baseline is not None:
+            (run / "survival" / BASELINE).write_text(manifest.survival_baseline.model_dump_json(), encoding="utf-8")
     except OSError as error:
         raise WeightsError(f"The run in {run} can't be written: {error.strerror}.") from error
     return manifest

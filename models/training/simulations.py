@@ -73,7 +73,10 @@ def simulate_pool(
         RunError: the folder can't be read or written.
     """
     drawings = draw_pool(simulator.painter, pool, preset, patients, SEED, folder)
-    told = {**json.loads((folder / DONE).read_text(encoding="utf-8")), "simulator": simulator.identity}
+    told = {
+        **json.loads((folder / DONE).read_text(encoding="utf-8")),
+        "simulator": simulator.identity, "viable": preset.segmenter.viable,
+    }  # fmt: skip
     index, path = folder / "simulations.json", folder / "tissue.npy"
     if index.exists() and json.loads(index.read_text(encoding="utf-8")) == told:
         tissue: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")

@@ -31,8 +31,10 @@ from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
     AnotherPatientsImage,
     PreTreatmentImage,
+    ReadBlind,
     TrueHazard,
     TrueImage,
+    Variant,
 )
 from models.engine import Engine
 from models.errors import InputError
@@ -67,6 +69,18 @@ def scene(bundle: Path) -> Scene:
 
 def scans(engine: Engine, scene: Scene) -> list[np.ndarray]:
     return engine.simulate(scene.prepared, JOBS, 1)
+
+
+@pytest.mark.parametrize("variant", [ReadBlind, PreTreatmentImage, TrueImage, AnotherPatientsImage])
+def test_a_replaced_image_says_itself_how_much_lives_in_it(variant: type[Variant], scene: Scene) -> None:
+    """The share that was drawn for this patient and protocol would tell what the image no longer shows."""
+    preset = scene.engine.model.preset
+    told = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "drawn"})})
+    engine = Engine("cpu", model=replace(scene.engine.model, preset=told), precision="fp32", batch=4)
+    other = (draw_patient(planning_table.OTHER_PATIENTS),) if variant is AnotherPatientsImage else ()
+    assert engine.drawn_viable(scene.prepared, JOBS) is not None
+    assert TrueHazard(engine, scene.patient).drawn_viable(scene.prepared, JOBS) is not None
+    assert variant(engine, scene.patient, *other).drawn_viable(scene.prepared, JOBS) is None
 
 
 def test_the_image_before_treatment_stays_as_it_is(scene: Scene) -> None:
@@ -200,7 +214,7 @@ def test_rows_without_weights_say_what_is_missing(bundle: Path, tmp_path: Path) 
             read_without([wrong])
     with pytest.raises(SystemExit, match="2"):
         main(["--n", "1"])
-    assert len({line.name for line in LINES}) == len(LINES) == 12
+    assert len({line.name for line in LINES}) == len(LINES) == 13
 
 
 def bundle_with(bundle: Path, folder: Path, *changes: str) -> Path:
