@@ -45,6 +45,7 @@ from evals.model_card.scene import Scene
 from evals.planning_baselines import beside_the_plan, rank_constants
 from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
+    AmountOnly,
     AnotherPatientsImage,
     PreTreatmentImage,
     ReadBlind,
@@ -116,6 +117,7 @@ LINES = (
     Line("retrained", "denoiser trained again, nothing left out (control)", _same, CONTROL),
     Line("read_blind", "how much lives is read from the simulated image alone", ReadBlind),
     Line("pre_image", "simulated image replaced by the one before treatment", PreTreatmentImage),
+    Line("amount_only", "the same, but as much of it lives as the simulation was to draw", AmountOnly),
     Line("other_image", "simulated image replaced by another patient's", _other),
     Line("true_image", "true image after treatment, learned risk", TrueImage, note="knows the truth"),
     Line(

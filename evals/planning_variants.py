@@ -71,6 +71,16 @@ class PreTreatmentImage(ReadBlind):
             yield index, np.zeros(prepared.pre.shape, np.int16)
 
 
+class AmountOnly(PreTreatmentImage):
+    """The image before treatment, of which as much lives as the simulation was to draw: a simulation without drawing."""
+
+    mark = "amount-only"
+
+    def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
+        """See `Engine.drawn_viable`."""
+        return Engine.drawn_viable(self, prepared, jobs)
+
+
 class AnotherPatientsImage(ReadBlind):
     """The change is simulated for another patient under the same protocol, and pasted into this one's tumour.
 

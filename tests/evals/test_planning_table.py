@@ -29,6 +29,7 @@ from evals.planning_table import (
 )
 from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
+    AmountOnly,
     AnotherPatientsImage,
     PreTreatmentImage,
     ReadBlind,
@@ -75,11 +76,12 @@ def scans(engine: Engine, scene: Scene) -> list[np.ndarray]:
 def test_a_replaced_image_says_itself_how_much_lives_in_it(variant: type[Variant], scene: Scene) -> None:
     """The share that was drawn for this patient and protocol would tell what the image no longer shows."""
     preset = scene.engine.model.preset
-    told = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "drawn"})})
-    engine = Engine("cpu", model=replace(scene.engine.model, preset=told), precision="fp32", batch=4)
+    drawn = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "drawn"})})
+    engine = Engine("cpu", model=replace(scene.engine.model, preset=drawn), precision="fp32", batch=4)
     other = (draw_patient(planning_table.OTHER_PATIENTS),) if variant is AnotherPatientsImage else ()
     assert engine.drawn_viable(scene.prepared, JOBS) is not None
-    assert TrueHazard(engine, scene.patient).drawn_viable(scene.prepared, JOBS) is not None
+    for told in (TrueHazard(engine, scene.patient), AmountOnly(engine, scene.patient)):
+        assert told.drawn_viable(scene.prepared, JOBS) is not None
     assert variant(engine, scene.patient, *other).drawn_viable(scene.prepared, JOBS) is None
 
 
@@ -214,7 +216,7 @@ def test_rows_without_weights_say_what_is_missing(bundle: Path, tmp_path: Path) 
             read_without([wrong])
     with pytest.raises(SystemExit, match="2"):
         main(["--n", "1"])
-    assert len({line.name for line in LINES}) == len(LINES) == 13
+    assert len({line.name for line in LINES}) == len(LINES) == 14
 
 
 def bundle_with(bundle: Path, folder: Path, *changes: str) -> Path:
