@@ -72,7 +72,7 @@ class PreTreatmentImage(ReadBlind):
 
 
 class AmountOnly(PreTreatmentImage):
-    """The image before treatment, of which as much lives as the simulation was to draw: a simulation without drawing."""
+    """The image before treatment, of which as much lives as the simulation was to draw: nothing is drawn."""
 
     mark = "amount-only"
 
