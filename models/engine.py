@@ -350,6 +350,9 @@ class Engine:
     def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
         """How much of the original tumour was to live in the scans that `simulate` draws for these jobs.
 
+        The denoiser follows the shares that it is given only roughly, and the segmenter reads a drawn scan with errors
+        of its own (`docs/measuring.md` says what that costs a plan).
+
         Returns:
             (N, L) share of the tumour in each patch; None where the preset has it read from the scan, or where the
             denoiser never learned what a protocol's agents are.

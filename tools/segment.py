@@ -50,7 +50,9 @@ def segment(
 ) -> SegmentResult:
     """Segment viable, necrotic and oil-laden tissue in simulated outcomes.
 
-    A segmentation is stored as soon as it is there and never computed twice; a damaged one is computed again.
+    Inside the original tumour as many voxels are viable as the simulation was to draw, where the weights say so (see
+    `Engine.drawn_viable`); which ones, the segmenter finds. A segmentation is stored as soon as it is there and never
+    computed twice; a damaged one is computed again.
 
     Raises:
         ToolError: no outcome, or an unknown one.
