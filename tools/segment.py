@@ -50,9 +50,9 @@ def segment(
 ) -> SegmentResult:
     """Segment viable, necrotic and oil-laden tissue in simulated outcomes.
 
-    Inside the original tumour as many voxels are viable as the simulation was to draw, where the weights say so (see
-    `Engine.drawn_viable`); which ones, the segmenter finds. A segmentation is stored as soon as it is there and never
-    computed twice; a damaged one is computed again.
+    How much of the original tumour lives is what the simulation predicted before it drew the scan, where the weights
+    say so; which voxels live is read from the scan. A segmentation is stored as soon as it is there and never computed
+    twice; a damaged one is computed again.
 
     Raises:
         ToolError: no outcome, or an unknown one.
