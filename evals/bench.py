@@ -125,7 +125,7 @@ def loop_like_the_public_script(
         encode_before(engine, prepared)
         jobs = [(protocol, seed)]
         outcome = engine.simulate(prepared, jobs, settings.steps)
-        tissue = engine.segment_near(prepared, outcome, engine.drawn_viable(prepared, jobs))
+        tissue = engine.segment_near(prepared, outcome, engine.predicted_viable(prepared, jobs))
         harm = toxicity(protocol, record, prepared.tumour_ml, liver_ml).log_hazard
         return engine.log_risk(prepared, outcome, tissue)[0] + harm
 

@@ -41,21 +41,21 @@ class Variant(Engine):
         return f"{super().weights_hash}-{self.mark}"
 
 
-class ReadBlind(Variant):
-    """Nothing but the simulated image says how much of the tumour lives in it."""
+class AmountFromImage(Variant):
+    """Nothing but the image says how much of the tumour lives in it."""
 
-    mark = "read-blind"
+    mark = "amount-from-image"
 
-    def drawn_viable(
+    def predicted_viable(
         self,
-        prepared: Prepared,  # noqa: ARG002 (as of `Engine.drawn_viable`)
+        prepared: Prepared,  # noqa: ARG002 (as of `Engine.predicted_viable`)
         jobs: Sequence[Job],  # noqa: ARG002
     ) -> NDArray[np.float32] | None:
         """None."""
         return None
 
 
-class PreTreatmentImage(ReadBlind):
+class PreTreatmentImage(AmountFromImage):
     """The simulated image is the one before treatment."""
 
     mark = "pre-image"
@@ -72,16 +72,16 @@ class PreTreatmentImage(ReadBlind):
 
 
 class AmountOnly(PreTreatmentImage):
-    """The image before treatment, of which as much lives as the simulation was to draw: nothing is drawn."""
+    """The image before treatment, of which as much lives as is predicted: a simulation that draws nothing."""
 
     mark = "amount-only"
 
-    def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
-        """See `Engine.drawn_viable`."""
-        return Engine.drawn_viable(self, prepared, jobs)
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
+        """See `Engine.predicted_viable`."""
+        return Engine.predicted_viable(self, prepared, jobs)
 
 
-class AnotherPatientsImage(ReadBlind):
+class AnotherPatientsImage(AmountFromImage):
     """The change is simulated for another patient under the same protocol, and pasted into this one's tumour.
 
     Only the other's largest lesion is simulated. Its change is laid, in mm, so that its centre falls on that of the
@@ -124,7 +124,7 @@ def lesion_centre(patch: Patch, numbers: NDArray[np.int16]) -> NDArray[np.float6
     return centre
 
 
-class TrueImage(ReadBlind):
+class TrueImage(AmountFromImage):
     """The true scan after the protocol in place of the simulated one; the networks read it."""
 
     mark = "true-image"
@@ -170,7 +170,7 @@ class TrueHazard(Variant):
         outcomes: Sequence[NDArray[np.int16]],  # noqa: ARG002 (as of `Engine.log_risk`)
         segmentations: Sequence[NDArray[np.uint8]],
     ) -> list[float]:
-        """True log hazard of the viable volume that was found in the simulation, toxicity apart.
+        """True log hazard of the viable volume of the simulation, toxicity apart.
 
         The planner adds its fixed toxicity term to it; how sensitive this patient is stays unknown to it.
         """

@@ -64,8 +64,8 @@ class Simulator(Interface):
         """The simulated CT patches (L, S, S, S) of each job."""
         ...
 
-    def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
-        """How much of the tumour was to live in each scan, see `Engine.drawn_viable`; None where only the scan says."""
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
+        """How much of the tumour lives in each scan, see `Engine.predicted_viable`; None where only the scan says."""
         ...
 
 
@@ -83,9 +83,9 @@ class _OnEngine:
         """See `Simulator.scans`."""
         return [self.engine.composite(prepared, change) for _, change in self.differences(prepared, jobs)]
 
-    def drawn_viable(
+    def predicted_viable(
         self,
-        prepared: Prepared,  # noqa: ARG002 (as of `Simulator.drawn_viable`)
+        prepared: Prepared,  # noqa: ARG002 (as of `Simulator.predicted_viable`)
         jobs: Sequence[Job],  # noqa: ARG002
     ) -> npt.NDArray[np.float32] | None:
         """None: nothing but the scan says it."""
@@ -107,9 +107,9 @@ class WorldModelSimulator(_OnEngine):
         """See `Simulator.differences`."""
         return sorted(self.engine.simulate_differences(prepared, jobs, self.steps), key=lambda pair: pair[0])
 
-    def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
-        """See `Simulator.drawn_viable`."""
-        return self.engine.drawn_viable(prepared, jobs)
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
+        """See `Simulator.predicted_viable`."""
+        return self.engine.predicted_viable(prepared, jobs)
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,7 @@ class Engine:
         return self._hu(self._batched(draw, inputs))
 
     def _shares(self, prepared: Prepared, patches: list[int], seeds: list[int], actions: Tensor) -> Tensor:
-        """What N simulations are to draw of their patches' tumours: (N, 4), see `models.networks.response_head`."""
+        """How N simulations divide the tumours of their patches: (N, 4), see `models.networks.response_head`."""
         inputs = [
             prepared.latent[patches], prepared.mask[patches], actions, self._log2_spacing(prepared, patches),
             prepared.profile[patches],
@@ -347,8 +347,8 @@ class Engine:
         return with_luck(shares, spread * torch.cat([torch.randn(1, generator=one) for one in luck]))
 
     @in_engine_thread
-    def drawn_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
-        """How much of the original tumour was to live in the scans that `simulate` draws for these jobs.
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
+        """How much of the original tumour lives after these jobs, as predicted before their scans are drawn.
 
         The denoiser follows the shares that it is given only roughly, and the segmenter reads a drawn scan with errors
         of its own (`docs/measuring.md` says what that costs a plan).
@@ -360,6 +360,8 @@ class Engine:
         preset, count = self.model.preset, len(prepared.patches)
         if preset.segmenter.viable == "read" or preset.denoiser.condition != "action":
             return None
+        if not jobs:
+            return np.zeros((0, count), dtype=np.float32)
         actions, _ = encode_protocols([protocol for protocol, _ in jobs], self.model.text_encoder)
         patches, seeds = list(range(count)) * len(jobs), [seed for _, seed in jobs for _ in range(count)]
         shares = self._shares(prepared, patches, seeds, actions.repeat_interleave(count, dim=0))
@@ -426,7 +428,7 @@ class Engine:
         Args:
             prepared: the case.
             scans: CT patches (L, S, S, S) in HU that differ from those before treatment around the tumour only.
-            viable: (N, L) from `drawn_viable` where the scans are simulated; None reads the scans alone.
+            viable: (N, L) from `predicted_viable` where the scans are simulated; None reads the scans alone.
 
         Returns:
             Of each scan (L, S, S, S), 0 beyond `Prepared.near`.

@@ -99,7 +99,7 @@ def _segment_portion(outcomes: Sequence[StoredOutcome], workspace: Workspace) ->
         classes = workspace.engine.segment_near(
             prepared,
             [outcomes[position].composite for position in here],
-            workspace.engine.drawn_viable(prepared, jobs),
+            workspace.engine.predicted_viable(prepared, jobs),
         )
         for position, own in zip(here, classes, strict=True):
             key = workspace.segmentation_key(outcomes[position].outcome_id)

@@ -170,24 +170,6 @@ def _recorded(path: Path) -> str:
         raise InputError(f"{path} is missing: train this network with `mewm train` before exporting.") from None
 
 
-def _joint(values: list[str]) -> str:
-    """What the networks were trained with, in the order of `ORDER`: one value for all, or each with its networks."""
-    by = [
-        f"{value} ({', '.join(name for name, other in zip(ORDER, values, strict=True) if other == value)})"
-        for value in dict.fromkeys(values)
-    ]
-    return values[0] if len(by) == 1 else "; ".join(by)
-
-
-def _told_of(name: PartName, text: str) -> str:
-    """What a text of `_joint` says of one network."""
-    for part in text.split("; "):
-        value, _, names = part.partition(" (")
-        if not names or name in names.rstrip(")").split(", "):
-            return value
-    return "unknown"
-
-
 def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
     """What the networks of a run were trained on (`data`), by which commits and with which seeds; the data's origin.
 
@@ -195,6 +177,7 @@ def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
         InputError: the run does not say so, and `data` is not given.
     """
     from models.phantom.pool import PatchPool
+    from models.weights import told_by_network
 
     files = [run / name / DATA for name in ORDER]
     if all(file.exists() for file in files):
@@ -202,9 +185,9 @@ def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
         origins = {str(one["origin"]) for one in found}
         origin: Origin = "mixed" if len(origins) > 1 else origins.pop()  # type: ignore[assignment]
         told = {
-            "data": _joint([str(one["data_hash"]) for one in found]),
-            "seed": _joint([str(one.get("seed", "unknown")) for one in found]),
-            "commit": _joint([str(one.get("commit", "unknown")) for one in found]),
+            key: told_by_network({n: str(one.get(name, "unknown")) for n, one in zip(ORDER, found, strict=True)})
+            for key, name in (("data", "data_hash"), ("seed", "seed"), ("commit", "commit"))
+        } | {
             "steps": ", ".join(f"{name} {one.get('steps', 'unknown')}" for name, one in zip(ORDER, found, strict=True)),
         }
         return told, origin
@@ -252,7 +235,7 @@ def unpack(
     `mewm train survival --data POOL --out runs/again`.
     """
     from models.training.export import unpack_bundle
-    from models.weights import DEFAULT_WEIGHTS
+    from models.weights import DEFAULT_WEIGHTS, told_of_network
 
     wanted = [name for name in ORDER if name in (only or ORDER)]
     if unknown := sorted(set(only or ()) - set(ORDER)):
@@ -263,9 +246,9 @@ def unpack(
     for name in wanted:
         (run / name / COMMAND).write_text(told.get(name, "unknown") + "\n", encoding="utf-8")
         about = {
-            "data_hash": _told_of(name, told.get("data", "unknown")), "origin": manifest.origin,
-            "commit": _told_of(name, told.get("commit", "unknown")),
-            "seed": _told_of(name, told.get("seed", "unknown")), "steps": steps.get(name, "unknown"),
+            "data_hash": told_of_network(name, told.get("data", "unknown")), "origin": manifest.origin,
+            "commit": told_of_network(name, told.get("commit", "unknown")),
+            "seed": told_of_network(name, told.get("seed", "unknown")), "steps": steps.get(name, "unknown"),
         }  # fmt: skip
         (run / name / DATA).write_text(json.dumps(about) + "\n", encoding="utf-8")
     typer.echo(f"Wrote {', '.join(wanted)} of the weights {manifest.weights_hash} to {run}.")

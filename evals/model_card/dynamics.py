@@ -89,7 +89,7 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
     """Simulates random protocols and sets what they do to the tumour beside the truth."""
     wanted = wanted_protocols(scene.patient.seed, count)
     jobs = [(protocol, seed) for protocol in wanted for seed in range(replicas)]
-    scans, drawn = simulator.scans(scene.prepared, jobs), simulator.drawn_viable(scene.prepared, jobs)
+    scans, drawn = simulator.scans(scene.prepared, jobs), simulator.predicted_viable(scene.prepared, jobs)
     simulated = scene.follow_ups(scans, drawn)
     read = simulated if drawn is None else scene.follow_ups(scans)
     true = [scene.truth(respond(scene.patient, protocol)) for protocol in wanted]
@@ -100,7 +100,7 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
             "simulated": [
                 scene.measures(one)._asdict() for one in simulated[index * replicas : (index + 1) * replicas]
             ],
-            "viable_read": [scene.measures(one).viable for one in read[index * replicas : (index + 1) * replicas]],
+            "read": [scene.measures(one)._asdict() for one in read[index * replicas : (index + 1) * replicas]],
         }
         for index, protocol in enumerate(wanted)
     ]
@@ -190,22 +190,27 @@ def measure_outside(scene: Scene, simulator: Simulator, protocol: Protocol) -> i
 
 
 def summarise_dynamics(rows: Sequence[Row]) -> dict[str, Any]:
-    """Figures over patients: per measure (viable also as read from the scans alone), per agent, spread, outside."""
+    """Figures over patients: per measure, as read from the scans alone, per agent, spread, outside."""
     out: dict[str, Any] = {}
     for name in Measures._fields:
         true = [[protocol["true"][name] for protocol in row["protocols"]] for row in rows]
         simulated = [[_mean(protocol["simulated"], name) for protocol in row["protocols"]] for row in rows]
         out[name] = within_patients(true, simulated)
-    out["viable_read"] = within_patients(
-        [[protocol["true"]["viable"] for protocol in row["protocols"]] for row in rows],
-        [[float(np.mean(protocol["viable_read"])) for protocol in row["protocols"]] for row in rows],
-    )
+    out["read"] = {name: summarise_read(rows, name) for name in ("necrotic", "viable")}
     out["agents"] = summarise_agents([row["agents"] for row in rows if row.get("agents")])
     out["spread"] = summarise_spread(rows)
     outside = [row["outside_hu"] for row in rows if row.get("outside_hu") is not None]
     if outside:
         out["outside_mask_hu"] = {"value": float(max(outside)), "low": None, "high": None, "n": len(outside)}
     return out
+
+
+def summarise_read(rows: Sequence[Row], name: str) -> dict[str, Figure]:
+    """A measure as it is read from the simulated scans alone, without the predicted amount."""
+    return within_patients(
+        [[protocol["true"][name] for protocol in row["protocols"]] for row in rows],
+        [[_mean(protocol["read"], name) for protocol in row["protocols"]] for row in rows],
+    )
 
 
 def _mean(replicas: Sequence[dict[str, float]], name: str) -> float:

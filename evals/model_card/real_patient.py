@@ -219,7 +219,7 @@ def simulated_tissue(engine: Engine, pair: RealPair) -> dict[str, dict[str, floa
     simulated = engine.simulate(prepared, jobs)[0]
     real = np.stack([crop(pair.after, patch) for patch in prepared.patches])
     out = {}
-    for name, scan, viable in (("simulated", simulated, engine.drawn_viable(prepared, jobs)), ("real", real, None)):
+    for name, scan, viable in (("simulated", simulated, engine.predicted_viable(prepared, jobs)), ("real", real, None)):
         found = engine.segment_near(prepared, [scan], viable)[0][mask]
         shares = {"viable": VIABLE, "necrotic": NECROTIC, "oil": OIL}
         out[name] = {label: float((found == tissue).mean()) for label, tissue in shares.items()}

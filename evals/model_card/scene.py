@@ -131,7 +131,7 @@ class Scene:
 
     def simulated(self, simulator: Simulator, jobs: Sequence[Job]) -> list[FollowUp]:
         """Simulated scans of jobs, read as the planner's tool `segment` reads them."""
-        return self.follow_ups(simulator.scans(self.prepared, jobs), simulator.drawn_viable(self.prepared, jobs))
+        return self.follow_ups(simulator.scans(self.prepared, jobs), simulator.predicted_viable(self.prepared, jobs))
 
     def classes(self, scan: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
         """The tissue that the assistant model finds in whole patches (L, S, S, S)."""

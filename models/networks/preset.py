@@ -74,8 +74,8 @@ class DenoiserPreset(_Part):
     viable_spread: float = Field(
         default=0.0,
         ge=0,
-        description="standard deviation over seeds of the logit of the viable share that a simulation is to draw; "
-        "`share_viable_unseen` of the denoiser's metrics says how far patients differ in what no image shows",
+        description="standard deviation over seeds of the logit of the predicted viable share; "
+        "`share_viable_error` of the denoiser's metrics says by how much whole patients differ from the prediction",
     )
 
 
@@ -83,10 +83,10 @@ class SegmenterPreset(_Part):
     """Sizes of the DynUNet, and how a simulated scan is read."""
 
     filters: tuple[int, ...]
-    viable: Literal["read", "drawn"] = Field(
+    viable: Literal["read", "predicted"] = Field(
         default="read",
         description="how many voxels of the original tumour live in a simulated scan: as many as are found in it, or "
-        "as many as the simulation was to draw, those that look most alive",
+        "as many as the response head predicted, those that look most alive",
     )
 
 

@@ -34,7 +34,7 @@ from models.weights import (
 FREE = frozenset(
     {"steps", "finalist_steps", "guidance", "guidance_at", "sampler", "dropout", "viable_spread", "viable"}
 )
-"""Settings of a network that its weights do not depend on: how it is sampled, and what only training does."""
+"""Settings of a network that its weights do not depend on: how it is sampled or used, and what only training does."""
 COMMON = ("size", "spacing_mm", "hu_window")
 
 
@@ -79,6 +79,8 @@ def _settings(name: PartName, preset: dict[str, Any], training: dict[str, Any]) 
     """
     own = {f"{name}.{key}": value for key, value in preset[name].items() if key not in FREE}
     taught = {f"training.{name}.options.{key}": value for key, value in training["options"].items()}
+    if name == "survival" and "viable" in preset["segmenter"]:  # it has learned from scans that were read so
+        taught["segmenter.viable"] = preset["segmenter"]["viable"]
     return own | {key: preset[key] for key in COMMON} | taught
 
 

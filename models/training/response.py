@@ -118,8 +118,8 @@ class ResponseData:
     def recovered(self, head: ResponseHead, patients: npt.NDArray[np.int64]) -> dict[str, float]:
         """Within-patient effect recovery on unseen patients: slope and correlation of viable, necrotic and oil.
 
-        `share_viable_unseen` is how far patients as a whole lie from what is predicted of them: the standard deviation
-        over patients of the mean difference of the viable share's logit (shares between 2 and 98 %).
+        `share_viable_error` is how far whole patients lie from what is predicted of them: the standard deviation over
+        patients of the mean difference of the viable share's logit, shares clipped to 2 and 98 %.
         """
         predicted = self.predict(head, patients).double().numpy()
         true = self.shares[patients].double().numpy()
@@ -129,7 +129,7 @@ class ResponseData:
             out[f"share_{name}_slope"], out[f"share_{name}_r"] = slope, r
         seen = [np.clip(share[:, :, 0], *LOGIT_RANGE) for share in (true, predicted)]
         found, expected = (np.log(share / (1.0 - share)) for share in seen)
-        out["share_viable_unseen"] = float((found - expected).mean(axis=1).std())
+        out["share_viable_error"] = float((found - expected).mean(axis=1).std())
         return out
 
 

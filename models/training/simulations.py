@@ -92,7 +92,7 @@ def simulate_pool(
                     scans = hu_to_unit(np.asarray(drawings.scan[place]), preset.hu_window)
                     inputs = segmenter_input(scans, before.expand_as(scans), tumour.expand_as(scans))
                     logits = simulator.segmenter(inputs.to(device))
-                    if preset.segmenter.viable == "drawn":
+                    if preset.segmenter.viable == "predicted":
                         viable = torch.from_numpy(drawings.shares[place, :, SHARES.index("viable")])
                         classes = classes_with(logits, tumour.expand_as(scans).to(device), viable)
                     else:

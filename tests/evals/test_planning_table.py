@@ -29,10 +29,10 @@ from evals.planning_table import (
 )
 from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
+    AmountFromImage,
     AmountOnly,
     AnotherPatientsImage,
     PreTreatmentImage,
-    ReadBlind,
     TrueHazard,
     TrueImage,
     Variant,
@@ -72,17 +72,17 @@ def scans(engine: Engine, scene: Scene) -> list[np.ndarray]:
     return engine.simulate(scene.prepared, JOBS, 1)
 
 
-@pytest.mark.parametrize("variant", [ReadBlind, PreTreatmentImage, TrueImage, AnotherPatientsImage])
+@pytest.mark.parametrize("variant", [AmountFromImage, PreTreatmentImage, TrueImage, AnotherPatientsImage])
 def test_a_replaced_image_says_itself_how_much_lives_in_it(variant: type[Variant], scene: Scene) -> None:
     """The share that was drawn for this patient and protocol would tell what the image no longer shows."""
     preset = scene.engine.model.preset
-    drawn = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "drawn"})})
+    drawn = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "predicted"})})
     engine = Engine("cpu", model=replace(scene.engine.model, preset=drawn), precision="fp32", batch=4)
     other = (draw_patient(planning_table.OTHER_PATIENTS),) if variant is AnotherPatientsImage else ()
-    assert engine.drawn_viable(scene.prepared, JOBS) is not None
+    assert engine.predicted_viable(scene.prepared, JOBS) is not None
     for told in (TrueHazard(engine, scene.patient), AmountOnly(engine, scene.patient)):
-        assert told.drawn_viable(scene.prepared, JOBS) is not None
-    assert variant(engine, scene.patient, *other).drawn_viable(scene.prepared, JOBS) is None
+        assert told.predicted_viable(scene.prepared, JOBS) is not None
+    assert variant(engine, scene.patient, *other).predicted_viable(scene.prepared, JOBS) is None
 
 
 def test_the_image_before_treatment_stays_as_it_is(scene: Scene) -> None:

@@ -207,7 +207,7 @@ def test_a_small_tumour_is_decoded_and_segmented_in_a_box(model: WorldModel):
 TWO = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15, 15), 12.0), ((85, 15, 15), 10.0))}
 
 
-def told(model: WorldModel, *, spread: float = 0.0, viable: str = "drawn", condition: str = "action") -> Engine:
+def told(model: WorldModel, *, spread: float = 0.0, viable: str = "predicted", condition: str = "action") -> Engine:
     """An engine whose simulations are to draw a stated amount of living tumour."""
     preset = model.preset.model_copy(
         update={
@@ -219,7 +219,7 @@ def told(model: WorldModel, *, spread: float = 0.0, viable: str = "drawn", condi
 
 
 def drawn(engine: Engine, prepared: Prepared, jobs: list[tuple[Protocol, int]]) -> NDArray[np.float32]:
-    viable = engine.drawn_viable(prepared, jobs)
+    viable = engine.predicted_viable(prepared, jobs)
     assert viable is not None
     return viable
 
@@ -247,9 +247,9 @@ def test_as_many_voxels_live_as_were_drawn(model: WorldModel):
 
 def test_what_is_drawn_is_told_where_the_preset_says_so_and_the_denoiser_knows_the_agents(model: WorldModel):
     prepared = prepare(told(model))
-    assert told(model).drawn_viable(prepared, [(CISPLATIN, 0)]) is not None
-    assert told(model, viable="read").drawn_viable(prepared, [(CISPLATIN, 0)]) is None
-    assert told(model, condition="text").drawn_viable(prepared, [(CISPLATIN, 0)]) is None
+    assert told(model).predicted_viable(prepared, [(CISPLATIN, 0)]) is not None
+    assert told(model, viable="read").predicted_viable(prepared, [(CISPLATIN, 0)]) is None
+    assert told(model, condition="text").predicted_viable(prepared, [(CISPLATIN, 0)]) is None
 
 
 def test_luck_differs_between_seeds_and_patches_and_is_common_to_protocols(model: WorldModel):

@@ -157,7 +157,7 @@ def test_every_outcome_is_read_beside_its_own_patches_before_treatment(
     third = put_outcome(workspace, lambda d, n: np.full(d.shape, OIL_HU), seed=9)
     monkeypatch.setattr(engine, "segment", keep)
     segment([*names, third], workspace=workspace)
-    ((patches, before, mask),) = seen
+    ((patches, before, mask, _),) = seen
 
     def boxes(*scans: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.stack([p[box] for scan in scans for p, box in zip(scan, prepared.boxes, strict=True)])

@@ -481,7 +481,7 @@ def test_simulations_are_read_as_the_engine_reads_them(
     monkeypatch.setattr(drawings, "draw_patient", draw)
     painter = Painter(_autoencoder(tiny, pool), build_network("denoiser", tiny), "painter")  # type: ignore[arg-type]
     simulator = Simulator(painter, build_network("segmenter", tiny), "weights")  # type: ignore[arg-type]
-    told = tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"viable": "drawn"})})
+    told = tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"viable": "predicted"})})
     read, counted, again = (  # copies: the next reading is written where the last one was
         np.array(simulate_pool(simulator, pool, preset, np.array([1]), tmp_path).tissue[0])
         for preset in (tiny, told, tiny)
