@@ -1,8 +1,9 @@
 """Simulators: the world model and what it is compared with, behind one small interface.
 
-A simulator turns a prepared case and jobs (protocol, seed) into changes of HU on the patch grid, and nothing else: all
-of them are composited, segmented and measured by the same code. Four are made by hand, after what the paper compares
-with; they are small versions of the idea, honest about what they ignore, and none is the authors' program:
+A simulator turns a prepared case and jobs (protocol, seed) into changes of HU on the patch grid, and says how much of
+the tumour lives afterwards where it predicts that; all of them are composited, segmented and measured by the same code.
+Four are made by hand, after what the paper compares with; they are small versions of the idea, honest about what they
+ignore, and none is the authors' program:
 
 - no change: the scan before treatment.
 - mean change: the mean change of HU that training patients show, by relative depth in the tumour.
