@@ -33,8 +33,8 @@ from models.phantom.version import parameters
 from models.protocol import Protocol
 
 RESOLUTION = 0.01
-"""Of shares of the tumour, for ranks of rounded ones: in true scans of protocols without Lipiodol noise and vessels above
-200 HU make up to 1.7 % of a synthetic patient's tumour, another share in every scan."""
+"""Of shares of the tumour, for ranks of rounded ones: in true scans of protocols without Lipiodol noise and vessels
+above 200 HU make up to 1.7 % of a synthetic patient's tumour, another share in every scan."""
 HIDDEN_DRAWS = 12
 """How often what neither image nor record shows is drawn anew, for the true spread."""
 STRANGERS = 1_200_000
