@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -481,11 +482,13 @@ def test_simulations_are_read_as_the_engine_reads_them(
     monkeypatch.setattr(drawings, "draw_patient", draw)
     painter = Painter(_autoencoder(tiny, pool), build_network("denoiser", tiny), "painter")  # type: ignore[arg-type]
     simulator = Simulator(painter, build_network("segmenter", tiny), "weights")  # type: ignore[arg-type]
-    told = tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"viable": "predicted"})})
-    read, counted, again = (  # copies: the next reading is written where the last one was
-        np.array(simulate_pool(simulator, pool, preset, np.array([1]), tmp_path).tissue[0])
-        for preset in (tiny, told, tiny)
-    )
+
+    def tissue(viable: str) -> npt.NDArray[np.uint8]:
+        preset = tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"viable": viable})})
+        # a copy: the next reading is written where this one was
+        return np.array(simulate_pool(simulator, pool, preset, np.array([1]), tmp_path).tissue[0])
+
+    read, counted, again = tissue("read"), tissue("predicted"), tissue("read")
     mask = pool.tumour_mask[1] > 0
     assert [int((one[mask] == 2).sum()) for one in counted] == [
         round(float(share) * int(mask.sum())) for share in shares
