@@ -123,9 +123,11 @@ def loop_like_the_public_script(
 
     def risk(protocol: Protocol, seed: int) -> float:
         encode_before(engine, prepared)
-        outcome = engine.simulate(prepared, [(protocol, seed)], settings.steps)
+        jobs = [(protocol, seed)]
+        outcome = engine.simulate(prepared, jobs, settings.steps)
+        tissue = engine.segment_near(prepared, outcome, engine.predicted_viable(prepared, jobs))
         harm = toxicity(protocol, record, prepared.tumour_ml, liver_ml).log_hazard
-        return engine.log_risk(prepared, outcome, engine.segment_near(prepared, outcome))[0] + harm
+        return engine.log_risk(prepared, outcome, tissue)[0] + harm
 
     beams: list[tuple[float, Protocol]] = [(float("inf"), Protocol())] * settings.beams
     horizons: list[tuple[Kind, list[str]]] = [("drug", drugs) for _ in range(settings.drug_horizon)]

@@ -41,7 +41,21 @@ class Variant(Engine):
         return f"{super().weights_hash}-{self.mark}"
 
 
-class PreTreatmentImage(Variant):
+class AmountFromImage(Variant):
+    """Nothing but the image says how much of the tumour lives in it."""
+
+    mark = "amount-from-image"
+
+    def predicted_viable(
+        self,
+        prepared: Prepared,  # noqa: ARG002 (as of `Engine.predicted_viable`)
+        jobs: Sequence[Job],  # noqa: ARG002
+    ) -> NDArray[np.float32] | None:
+        """None."""
+        return None
+
+
+class PreTreatmentImage(AmountFromImage):
     """The simulated image is the one before treatment."""
 
     mark = "pre-image"
@@ -57,7 +71,17 @@ class PreTreatmentImage(Variant):
             yield index, np.zeros(prepared.pre.shape, np.int16)
 
 
-class AnotherPatientsImage(Variant):
+class AmountOnly(PreTreatmentImage):
+    """The image before treatment, of which as much lives as is predicted: a simulation that draws nothing."""
+
+    mark = "amount-only"
+
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
+        """See `Engine.predicted_viable`."""
+        return Engine.predicted_viable(self, prepared, jobs)
+
+
+class AnotherPatientsImage(AmountFromImage):
     """The change is simulated for another patient under the same protocol, and pasted into this one's tumour.
 
     Only the other's largest lesion is simulated. Its change is laid, in mm, so that its centre falls on that of the
@@ -100,7 +124,7 @@ def lesion_centre(patch: Patch, numbers: NDArray[np.int16]) -> NDArray[np.float6
     return centre
 
 
-class TrueImage(Variant):
+class TrueImage(AmountFromImage):
     """The true scan after the protocol in place of the simulated one; the networks read it."""
 
     mark = "true-image"
@@ -146,7 +170,7 @@ class TrueHazard(Variant):
         outcomes: Sequence[NDArray[np.int16]],  # noqa: ARG002 (as of `Engine.log_risk`)
         segmentations: Sequence[NDArray[np.uint8]],
     ) -> list[float]:
-        """True log hazard of the viable volume that was found in the simulation, toxicity apart.
+        """True log hazard of the viable volume of the simulation, toxicity apart.
 
         The planner adds its fixed toxicity term to it; how sensitive this patient is stays unknown to it.
         """

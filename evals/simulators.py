@@ -1,8 +1,9 @@
 """Simulators: the world model and what it is compared with, behind one small interface.
 
-A simulator turns a prepared case and jobs (protocol, seed) into changes of HU on the patch grid, and nothing else: all
-of them are composited, segmented and measured by the same code. Four are made by hand, after what the paper compares
-with; they are small versions of the idea, honest about what they ignore, and none is the authors' program:
+A simulator turns a prepared case and jobs (protocol, seed) into changes of HU on the patch grid, and says how much of
+the tumour lives afterwards where it predicts that; all of them are composited, segmented and measured by the same code.
+Four are made by hand, after what the paper compares with; they are small versions of the idea, honest about what they
+ignore, and none is the authors' program:
 
 - no change: the scan before treatment.
 - mean change: the mean change of HU that training patients show, by relative depth in the tumour.
@@ -64,6 +65,10 @@ class Simulator(Interface):
         """The simulated CT patches (L, S, S, S) of each job."""
         ...
 
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
+        """How much of the tumour lives in each scan, see `Engine.predicted_viable`; None where only the scan says."""
+        ...
+
 
 @dataclass(frozen=True)
 class _OnEngine:
@@ -78,6 +83,14 @@ class _OnEngine:
     def scans(self, prepared: Prepared, jobs: Sequence[Job]) -> list[npt.NDArray[np.int16]]:
         """See `Simulator.scans`."""
         return [self.engine.composite(prepared, change) for _, change in self.differences(prepared, jobs)]
+
+    def predicted_viable(
+        self,
+        prepared: Prepared,  # noqa: ARG002 (as of `Simulator.predicted_viable`)
+        jobs: Sequence[Job],  # noqa: ARG002
+    ) -> npt.NDArray[np.float32] | None:
+        """None: nothing but the scan says it."""
+        return None
 
     def _difference(self, prepared: Prepared, job: Job) -> Difference:
         raise NotImplementedError
@@ -94,6 +107,10 @@ class WorldModelSimulator(_OnEngine):
     def differences(self, prepared: Prepared, jobs: Sequence[Job]) -> list[tuple[int, Difference]]:
         """See `Simulator.differences`."""
         return sorted(self.engine.simulate_differences(prepared, jobs, self.steps), key=lambda pair: pair[0])
+
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
+        """See `Simulator.predicted_viable`."""
+        return self.engine.predicted_viable(prepared, jobs)
 
 
 @dataclass(frozen=True)

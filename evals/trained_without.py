@@ -34,6 +34,8 @@ from models.weights import (
     load_world_model,
     read_manifest,
     save_world_model,
+    told_by_network,
+    told_of_network,
 )
 
 _OPTIONS = "training.denoiser.options."
@@ -93,7 +95,8 @@ def train_without(
     networks = {name: model.part(name) for name in PARTS} | {"denoiser": denoiser}
     told = {"denoiser": command, "export": command}
     for key, mine in (("data", pool.data_hash), ("seed", str(seed)), ("commit", source_commit())):
-        told[key] = f"{mine} (denoiser); {shipped.provenance.get(key, 'unknown')} (the other networks)"
+        theirs = {name: told_of_network(name, shipped.provenance.get(key, "unknown")) for name in PARTS}
+        told[key] = told_by_network({**theirs, "denoiser": mine})
     return save_world_model(
         networks, preset, folder / BUNDLE, origin=shipped.origin, provenance={**shipped.provenance, **told},
         baseline=shipped.survival_baseline,

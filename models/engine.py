@@ -32,7 +32,8 @@ from models.networks.action import encode_protocols
 from models.networks.denoiser import sample
 from models.networks.precision import autocast, supports_bf16
 from models.networks.record_vector import record_vector
-from models.networks.segmenter import segmenter_input
+from models.networks.response_head import SHARES, with_luck
+from models.networks.segmenter import classes_with, segmenter_input
 from models.networks.tumour_profile import tumour_profile
 from models.patch import (
     HIGHEST_HU,
@@ -320,18 +321,52 @@ class Engine:
         steps: int | None,
     ) -> NDArray[np.float32]:
         """The boxes of N patches after treatment, (N, X, Y, Z) HU, for N seeds, action vectors and texts."""
-        spacing = [math.log2(prepared.patches[p].spacing_mm / REFERENCE_SPACING_MM) for p in patches]
         noise = torch.stack([self._noise(prepared, p, seed) for p, seed in zip(patches, seeds, strict=True)])
         inputs = [
-            torch.tensor(patches), noise, prepared.latent[patches], prepared.mask[patches], actions, texts,
-            torch.tensor(spacing), prepared.profile[patches],
+            torch.tensor(patches), self._shares(prepared, patches, seeds, actions), noise, prepared.latent[patches],
+            prepared.mask[patches], actions, texts, self._log2_spacing(prepared, patches), prepared.profile[patches],
         ]  # fmt: skip
 
-        def draw(where: Tensor, *tensors: Tensor) -> Tensor:
-            latent = sample(self.model.denoiser, *tensors, steps=steps)
+        def draw(where: Tensor, shares: Tensor, *tensors: Tensor) -> Tensor:
+            latent = sample(self.model.denoiser, *tensors, steps=steps, shares=shares)
             return self.model.autoencoder.decode(self._cut(latent, [prepared.boxes[p] for p in where.tolist()]))
 
         return self._hu(self._batched(draw, inputs))
+
+    def _shares(self, prepared: Prepared, patches: list[int], seeds: list[int], actions: Tensor) -> Tensor:
+        """How N simulations divide the tumours of their patches: (N, 4), see `models.networks.response_head`."""
+        inputs = [
+            prepared.latent[patches], prepared.mask[patches], actions, self._log2_spacing(prepared, patches),
+            prepared.profile[patches],
+        ]  # fmt: skip
+        shares = self._batched(self.model.denoiser.predict_shares, inputs, exact=True)
+        spread = self.model.preset.denoiser.viable_spread
+        if spread == 0:
+            return shares
+        luck = [self._generator(prepared, p, seed, "viable") for p, seed in zip(patches, seeds, strict=True)]
+        return with_luck(shares, spread * torch.cat([torch.randn(1, generator=one) for one in luck]))
+
+    @in_engine_thread
+    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
+        """How much of the original tumour lives after these jobs, as predicted before their scans are drawn.
+
+        The denoiser follows the shares that it is given only roughly, and the segmenter reads a drawn scan with errors
+        of its own (`docs/measuring.md` says what that costs a plan).
+
+        Returns:
+            (N, L) share of the tumour in each patch; None where the preset has it read from the scan, or where the
+            denoiser never learned what a protocol's agents are.
+        """
+        preset, count = self.model.preset, len(prepared.patches)
+        if preset.segmenter.viable == "read" or preset.denoiser.condition != "action":
+            return None
+        if not jobs:
+            return np.zeros((0, count), dtype=np.float32)
+        actions, _ = encode_protocols([protocol for protocol, _ in jobs], self.model.text_encoder)
+        patches, seeds = list(range(count)) * len(jobs), [seed for _, seed in jobs for _ in range(count)]
+        shares = self._shares(prepared, patches, seeds, actions.repeat_interleave(count, dim=0))
+        viable: NDArray[np.float32] = shares[:, SHARES.index("viable")].reshape(-1, count).numpy()
+        return viable
 
     def composite(self, prepared: Prepared, difference: NDArray[np.int16]) -> NDArray[np.int16]:
         """The simulated CT patches: before + feather * difference, (L, S, S, S) int16 HU."""
@@ -352,7 +387,11 @@ class Engine:
 
     @in_engine_thread
     def segment(
-        self, patches: NDArray[np.generic], before: NDArray[np.generic], mask: NDArray[np.bool_]
+        self,
+        patches: NDArray[np.generic],
+        before: NDArray[np.generic],
+        mask: NDArray[np.bool_],
+        viable: NDArray[np.float32] | None = None,
     ) -> NDArray[np.uint8]:
         """Tissue classes (0 other, 1 liver, 2 viable, 3 necrotic, 4 oil) of CT patches.
 
@@ -360,6 +399,7 @@ class Engine:
             patches: (N, X, Y, Z) HU, cubes or parts of them; edges divide by 2 to the number of levels less one.
             before: the same patches before treatment, in HU; `patches` themselves where those are segmented.
             mask: (N, X, Y, Z) tumour before treatment.
+            viable: (N,) share of the mask that is known to live; None reads that too.
 
         Returns:
             (N, X, Y, Z).
@@ -368,21 +408,27 @@ class Engine:
             TransientToolError: out of memory.
         """
 
-        def classes(*channels: Tensor) -> Tensor:
-            scans = segmenter_input(*channels).contiguous(memory_format=torch.channels_last_3d)
-            logits: Tensor = self.model.segmenter(scans)
-            return logits.argmax(dim=1).to(torch.uint8)
+        def classes(scan: Tensor, before: Tensor, mask: Tensor, *known: Tensor) -> Tensor:
+            channels = segmenter_input(scan, before, mask).contiguous(memory_format=torch.channels_last_3d)
+            logits: Tensor = self.model.segmenter(channels)
+            found = classes_with(logits, mask, *known) if known else logits.argmax(dim=1)
+            return found.to(torch.uint8)
 
         inputs = [self._unit(patches)[:, 0], self._unit(before)[:, 0], torch.from_numpy(np.asarray(mask, dtype=bool))]
+        if viable is not None:
+            inputs.append(torch.from_numpy(np.asarray(viable, dtype=np.float32)))
         result: NDArray[np.uint8] = self._batched(classes, inputs, size=self._segmenter_batch).numpy()
         return result
 
-    def segment_near(self, prepared: Prepared, scans: Sequence[NDArray[np.generic]]) -> list[NDArray[np.uint8]]:
+    def segment_near(
+        self, prepared: Prepared, scans: Sequence[NDArray[np.generic]], viable: NDArray[np.float32] | None = None
+    ) -> list[NDArray[np.uint8]]:
         """Tissue classes near the tumour in scans of a case: those of `segment`, which sees the boxes only.
 
         Args:
             prepared: the case.
             scans: CT patches (L, S, S, S) in HU that differ from those before treatment around the tumour only.
+            viable: (N, L) from `predicted_viable` where the scans are simulated; None reads the scans alone.
 
         Returns:
             Of each scan (L, S, S, S), 0 beyond `Prepared.near`.
@@ -398,6 +444,7 @@ class Engine:
             np.stack([part for scan in scans for part in cut(scan)]),
             np.stack(cut(prepared.pre) * len(scans)),
             np.stack(cut(prepared.numbers > 0) * len(scans)),
+            None if viable is None else viable.reshape(-1),
         )
         result = np.zeros((len(scans), *prepared.near.shape), dtype=np.uint8)
         near = prepared.near > 0
@@ -485,9 +532,14 @@ class Engine:
 
     def _noise(self, prepared: Prepared, patch: int, seed: int) -> Tensor:
         """Standard normal noise of one (case, patch, seed), the same for every protocol and on every device."""
-        digest = hashlib.sha256(f"{prepared.key}:{patch}:{seed}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return torch.randn(prepared.latent.shape[1:], generator=generator)
+        return torch.randn(prepared.latent.shape[1:], generator=self._generator(prepared, patch, seed))
+
+    def _generator(self, prepared: Prepared, patch: int, seed: int, *purpose: str) -> torch.Generator:
+        digest = hashlib.sha256(":".join((prepared.key, str(patch), str(seed), *purpose)).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def _log2_spacing(self, prepared: Prepared, patches: list[int]) -> Tensor:
+        return torch.tensor([math.log2(prepared.patches[p].spacing_mm / REFERENCE_SPACING_MM) for p in patches])
 
     def _unit(self, hu: NDArray[np.generic]) -> Tensor:
         """HU (N, S, S, S) -> (N, 1, S, S, S) in [-1, 1] over the preset's window."""

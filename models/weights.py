@@ -80,6 +80,24 @@ class Manifest(BaseModel):
         return hashlib.sha256((text + told).encode()).hexdigest()[:12]
 
 
+def told_by_network(values: Mapping[PartName, str]) -> str:
+    """One text for a provenance: the value of all networks, or each value with its networks, "A (x, y); B (z)"."""
+    by = [
+        f"{value} ({', '.join(name for name, other in values.items() if other == value)})"
+        for value in dict.fromkeys(values.values())
+    ]
+    return next(iter(values.values())) if len(by) == 1 else "; ".join(by)
+
+
+def told_of_network(name: PartName, text: str) -> str:
+    """What a text of `told_by_network` says of one network; "unknown" where it says nothing of it."""
+    for part in text.split("; "):
+        value, _, names = part.partition(" (")
+        if not names or name in names.rstrip(")").split(", "):
+            return value
+    return "unknown"
+
+
 @dataclass(frozen=True)
 class WorldModel:
     """Five networks in evaluation mode on one device.

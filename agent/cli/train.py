@@ -177,21 +177,17 @@ def _trained_on(run: Path, data: Path | None) -> tuple[dict[str, str], Origin]:
         InputError: the run does not say so, and `data` is not given.
     """
     from models.phantom.pool import PatchPool
+    from models.weights import told_by_network
 
     files = [run / name / DATA for name in ORDER]
     if all(file.exists() for file in files):
         found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         origins = {str(one["origin"]) for one in found}
         origin: Origin = "mixed" if len(origins) > 1 else origins.pop()  # type: ignore[assignment]
-        commits = [str(one.get("commit", "unknown")) for one in found]
-        by = [
-            f"{c} ({', '.join(n for n, d in zip(ORDER, commits, strict=True) if d == c)})"
-            for c in dict.fromkeys(commits)
-        ]
         told = {
-            "data": " ".join(dict.fromkeys(str(one["data_hash"]) for one in found)),
-            "seed": " ".join(dict.fromkeys(str(one.get("seed", "unknown")) for one in found)),
-            "commit": commits[0] if len(by) == 1 else "; ".join(by),
+            key: told_by_network({n: str(one.get(name, "unknown")) for n, one in zip(ORDER, found, strict=True)})
+            for key, name in (("data", "data_hash"), ("seed", "seed"), ("commit", "commit"))
+        } | {
             "steps": ", ".join(f"{name} {one.get('steps', 'unknown')}" for name, one in zip(ORDER, found, strict=True)),
         }
         return told, origin
@@ -224,6 +220,38 @@ def export(
     manifest = export_bundle(run, Preset.load(preset, change or ()), folder, origin=origin, provenance=provenance)
     total = sum(file.bytes for file in manifest.files.values()) / 2**20
     typer.echo(f"Wrote weights {manifest.weights_hash} ({total:.1f} MiB) to {folder}.")
+
+
+@_train.command("unpack")
+def unpack(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as --out of the training.")],
+    only: Annotated[list[str] | None, typer.Option(help="One of the networks; repeatable. By default all.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default the shipped one.")] = None,
+) -> None:
+    """Write the networks of a bundle as finished runs: another network can be trained on them, and exported with them.
+
+    For example to train the survival network again on the shipped others:
+    `mewm train unpack runs/again --only autoencoder --only denoiser --only segmenter --only localiser`, then
+    `mewm train survival --data POOL --out runs/again`.
+    """
+    from models.training.export import unpack_bundle
+    from models.weights import DEFAULT_WEIGHTS, told_of_network
+
+    wanted = [name for name in ORDER if name in (only or ORDER)]
+    if unknown := sorted(set(only or ()) - set(ORDER)):
+        raise InputError(f"There is no network '{unknown[0]}'; the networks are {', '.join(ORDER)}.")
+    manifest = unpack_bundle(DEFAULT_WEIGHTS if weights is None else weights, run, wanted)
+    told = manifest.provenance
+    steps = dict(one.split(" ", 1) for one in told.get("steps", "").split(", ") if " " in one)
+    for name in wanted:
+        (run / name / COMMAND).write_text(told.get(name, "unknown") + "\n", encoding="utf-8")
+        about = {
+            "data_hash": told_of_network(name, told.get("data", "unknown")), "origin": manifest.origin,
+            "commit": told_of_network(name, told.get("commit", "unknown")),
+            "seed": told_of_network(name, told.get("seed", "unknown")), "steps": steps.get(name, "unknown"),
+        }  # fmt: skip
+        (run / name / DATA).write_text(json.dumps(about) + "\n", encoding="utf-8")
+    typer.echo(f"Wrote {', '.join(wanted)} of the weights {manifest.weights_hash} to {run}.")
 
 
 @_train.command("attenuation-picture")

@@ -160,7 +160,7 @@ def origin_rows(plan: Plan) -> list[tuple[str, str, str, bool]]:
         patients = f"fitted on n = {plan.clinical.n} real patients: {plan.clinical.data}"
         clinical = [("Clinical model", "what the record alone says; part of no risk", patients, False)]
     networks = [
-        ("World model", "the simulated CT after treatment", trained, synthetic),
+        ("World model", "the simulated CT after treatment and the response it predicts", trained, synthetic),
         ("Segmentation", "viable, necrotic, oil; mRECIST, EASL, ml", trained, synthetic),
         ("Survival network", "tumour share of the risk, survival curve", f"{trained}{baseline}", synthetic),
     ]

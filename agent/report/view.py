@@ -242,7 +242,7 @@ def risk_rows(finalists: list[Named]) -> list[Row]:
         row("Log-risk of death", "tumour + toxicity share; hazard ratio to the baseline", log_risk),
         row(
             "Tumour share",
-            "from the simulated image, survival network",
+            "from the simulated image and what lives in it, survival network",
             lambda f: estimate(
                 f.finalist.assessed.tumour_log_risk,
                 "",

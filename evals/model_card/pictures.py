@@ -17,6 +17,7 @@ import numpy.typing as npt
 from evals.model_card.blocks import FIRST_SEED
 from evals.model_card.dynamics import wanted_protocols
 from evals.model_card.scene import Scene
+from evals.simulators import WorldModelSimulator
 from models.engine import Device, Engine
 from models.errors import InputError
 from models.patch import spacing_of
@@ -55,7 +56,7 @@ def draw_pictures(out: Path, weights: Path, device: Device = "auto", patients: i
         scene = Scene.of(seed, engine)
         protocols = wanted_protocols(seed, PROTOCOLS)
         true = [scene.truth(respond(scene.patient, protocol)) for protocol in protocols]
-        simulated = scene.follow_ups(engine.simulate(scene.prepared, [(protocol, 0) for protocol in protocols]))
+        simulated = scene.simulated(WorldModelSimulator(engine), [(protocol, 0) for protocol in protocols])
         decoded = engine.reconstruct(true[0].hu)
         figure, axes = plt.subplots(3, len(protocols) + 1, figsize=(3.2 * (len(protocols) + 1), 9.6))
         _show(axes[0, 0], scene.prepared.pre[0], "before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.engine import Engine, Prepared
+from evals.simulators import Simulator
+from models.engine import Engine, Job, Prepared
 from models.patch import voxel_ml
 from models.phantom.anatomy import Anatomy, render_anatomy
 from models.phantom.cohort import CASE_SHAPE, case_affine
@@ -113,12 +115,23 @@ class Scene:
         grids = [Grid.from_affine(patch.affine, (patch.size,) * 3) for patch in self.prepared.patches]
         return [render_anatomy(self.patient, grid) for grid in grids]
 
-    def follow_ups(self, scans: list[npt.NDArray[np.int16]]) -> list[FollowUp]:
-        """Scans after treatment (L, S, S, S) with the tissue that the assistant model finds in them."""
+    def follow_ups(
+        self, scans: list[npt.NDArray[np.int16]], viable: npt.NDArray[np.float32] | None = None
+    ) -> list[FollowUp]:
+        """Scans after treatment (L, S, S, S) with the tissue that the assistant model finds in them.
+
+        Args:
+            scans: The scans.
+            viable: See `Engine.segment_near`.
+        """
         if not scans:
             return []
-        found = self.engine.segment_near(self.prepared, scans)
+        found = self.engine.segment_near(self.prepared, scans, viable)
         return [FollowUp(hu, tissue) for hu, tissue in zip(scans, found, strict=True)]
+
+    def simulated(self, simulator: Simulator, jobs: Sequence[Job]) -> list[FollowUp]:
+        """Simulated scans of jobs, read as the planner's tool `segment` reads them."""
+        return self.follow_ups(simulator.scans(self.prepared, jobs), simulator.predicted_viable(self.prepared, jobs))
 
     def classes(self, scan: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
         """The tissue that the assistant model finds in whole patches (L, S, S, S)."""

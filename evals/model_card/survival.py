@@ -46,7 +46,7 @@ def measure_survival(seed: int, engine: Engine, simulator: Callable[[Engine], Si
     response = respond(patient, given)
     months, died = draw_survival([response.log_hazard], np.random.default_rng([patient.seed, 23]))
     (true,) = scene.follow_ups([scene.truth(response).hu])
-    simulated = scene.follow_ups(simulator(engine).scans(scene.prepared, [(given, seed) for seed in range(replicas)]))
+    simulated = scene.simulated(simulator(engine), [(given, seed) for seed in range(replicas)])
     risks = scene.risks([true, *simulated], [given] * (1 + len(simulated)))
     record = record_vector(patient.record)
     viable = tissue_ml(scene.prepared, true.tissue)[VIABLE]

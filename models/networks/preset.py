@@ -71,12 +71,23 @@ class DenoiserPreset(_Part):
         default="latent", description="what the response head reads of the image"
     )
     text_encoder: Literal["hashed", "clip"] = Field(default="hashed", description="phi of equation (1)")
+    viable_spread: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation over seeds of the logit of the predicted viable share; "
+        "`share_viable_error` of the denoiser's metrics says by how much whole patients differ from the prediction",
+    )
 
 
 class SegmenterPreset(_Part):
-    """Sizes of the DynUNet."""
+    """Sizes of the DynUNet, and how a simulated scan is read."""
 
     filters: tuple[int, ...]
+    viable: Literal["read", "predicted"] = Field(
+        default="read",
+        description="how many voxels of the original tumour live in a simulated scan: as many as are found in it, or "
+        "as many as the response head predicted, those that look most alive",
+    )
 
 
 class LocaliserPreset(_Part):

@@ -133,3 +133,18 @@ class ResponseHead(nn.Module):
         embolics = (effect * (1.0 - self.is_drug)[None, :, None]).sum(dim=1)
         out: Tensor = self.combine(torch.cat([drugs, embolics, features], dim=1))
         return out
+
+
+def with_luck(shares: Tensor, luck: Tensor) -> Tensor:
+    """Shares of tumours that answer better or worse than the image lets expect.
+
+    Args:
+        shares: (N, 4) in the order of `SHARES`, summing to 1.
+        luck: (N,) added to the logit of the viable share.
+
+    Returns:
+        (N, 4); the other shares keep their proportions.
+    """
+    viable = shares[:, :1].clamp(1e-6, 1.0 - 1e-6)
+    moved = torch.sigmoid(torch.logit(viable) + luck[:, None])
+    return torch.cat([moved, shares[:, 1:] * (1.0 - moved) / (1.0 - viable)], dim=1)

@@ -53,6 +53,32 @@ def dyn_unet(inputs: int, outputs: int, filters: Sequence[int]) -> DynUNet:
     )  # fmt: skip
 
 
+def classes_with(logits: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
+    """The most likely classes, where it is known how much of the tumour lives.
+
+    Inside the mask the given share of the voxels is viable: those whose viable logit lies highest above their next one.
+    Its other voxels are of their likeliest class but that; outside the mask every voxel is of its likeliest class.
+
+    Args:
+        logits: (N, 5, X, Y, Z) of `Segmenter`.
+        mask: (N, X, Y, Z) bool, tumour before treatment.
+        viable: (N,) share of the mask's voxels, in [0, 1].
+
+    Returns:
+        (N, X, Y, Z) int64.
+    """
+    others = logits.index_fill(1, torch.tensor(int(Tissue.VIABLE), device=logits.device), -torch.inf)
+    highest, likeliest = others.max(dim=1)
+    margin = logits[:, Tissue.VIABLE] - highest
+    out = logits.argmax(dim=1)
+    for own, inside, next_best, above, share in zip(out, mask, likeliest, margin, viable.tolist(), strict=True):
+        tissue = next_best[inside]
+        order = above[inside].argsort(descending=True, stable=True)
+        tissue[order[: round(share * tissue.numel())]] = int(Tissue.VIABLE)
+        own[inside] = tissue
+    return out
+
+
 class Segmenter(nn.Module):
     """`segmenter_input` (N, 3, S, S, S) -> logits (N, 5, S, S, S) in the order of `Tissue`."""
 

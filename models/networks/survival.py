@@ -1,7 +1,8 @@
 """Survival network, the paper's heuristic: raw log-risk from the scan before, the scan after, tumour burden and record.
 
-It never learns which agents were given: their effect on the tumour must come through the post-treatment image, their
-toxicity is a fixed term beside it. The risk is a raw log-hazard (no sigmoid), the aggregator's softmax runs over the
+It never learns which agents were given: their effect on the tumour comes through the simulation, as the image and the
+viable tissue in it (how much of that is the response head's prediction where the preset says so), their toxicity is a
+fixed term beside it. The risk is a raw log-hazard (no sigmoid), the aggregator's softmax runs over the
 tokens.
 """
 

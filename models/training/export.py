@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import nn
 
 from models.errors import WeightsError
@@ -18,10 +19,22 @@ from models.networks.autoencoder import Autoencoder
 from models.networks.preset import Preset
 from models.training.loop import FINAL
 from models.training.survival import BASELINE
-from models.weights import PARTS, Manifest, Origin, PartName, SurvivalBaseline, build_network, save_world_model
+from models.weights import (
+    PARTS,
+    Manifest,
+    Origin,
+    PartName,
+    SurvivalBaseline,
+    build_network,
+    load_world_model,
+    read_manifest,
+    save_world_model,
+)
 
-FREE = frozenset({"steps", "finalist_steps", "guidance", "guidance_at", "sampler", "dropout"})
-"""Settings of a network that its weights do not depend on: how it is sampled, and what only training does."""
+FREE = frozenset(
+    {"steps", "finalist_steps", "guidance", "guidance_at", "sampler", "dropout", "viable_spread", "viable"}
+)
+"""Settings of a network that its weights do not depend on: how it is sampled or used, and what only training does."""
 COMMON = ("size", "spacing_mm", "hu_window")
 
 
@@ -66,6 +79,8 @@ def _settings(name: PartName, preset: dict[str, Any], training: dict[str, Any]) 
     """
     own = {f"{name}.{key}": value for key, value in preset[name].items() if key not in FREE}
     taught = {f"training.{name}.options.{key}": value for key, value in training["options"].items()}
+    if name == "survival" and "viable" in preset["segmenter"]:  # it has learned from scans that were read so
+        taught["segmenter.viable"] = preset["segmenter"]["viable"]
     return own | {key: preset[key] for key in COMMON} | taught
 
 
@@ -102,3 +117,30 @@ def export_bundle(
     except (OSError, ValueError) as error:
         raise WeightsError(f"The survival baseline {path} can't be read; train the survival network again.") from error
     return save_world_model(networks, preset, folder, origin=origin, provenance=provenance, baseline=baseline)
+
+
+def unpack_bundle(folder: Path, run: Path, parts: Sequence[PartName]) -> Manifest:
+    """Write networks of a bundle as finished runs, the inverse of `export_bundle`.
+
+    Args:
+        folder: of the bundle.
+        run: folder of the run of all networks; made if missing.
+        parts: the networks that are wanted.
+
+    Raises:
+        WeightsError: the bundle is missing or damaged; the run has one of the networks already, or can't be written.
+    """
+    model, manifest = load_world_model(folder), read_manifest(folder)
+    if there := [name for name in parts if (run / name).exists()]:
+        raise WeightsError(f"{run} has a {' and a '.join(there)} already; choose another folder.")
+    try:
+        for name in parts:
+            (run / name).mkdir(parents=True)
+            told = {"fingerprint": f"{manifest.preset.fingerprint(name)} of the weights {manifest.weights_hash}"}
+            tensors = {key: tensor.contiguous().clone() for key, tensor in model.part(name).state_dict().items()}
+            (run / name / FINAL).write_bytes(save_tensors(tensors, metadata=told))
+        if "survival" in parts and manifest.survival_baseline is not None:
+            (run / "survival" / BASELINE).write_text(manifest.survival_baseline.model_dump_json(), encoding="utf-8")
+    except OSError as error:
+        raise WeightsError(f"The run in {run} can't be written: {error.strerror}.") from error
+    return manifest

@@ -14,7 +14,8 @@ from rich.progress import track
 from models.errors import RunError
 from models.networks.precision import autocast
 from models.networks.preset import Preset
-from models.networks.segmenter import Segmenter, Tissue, segmenter_input
+from models.networks.response_head import SHARES
+from models.networks.segmenter import Segmenter, Tissue, classes_with, segmenter_input
 from models.training.drawings import DONE, Painter, draw_pool
 from models.training.pool import Pool, hu_to_unit
 
@@ -72,7 +73,10 @@ def simulate_pool(
         RunError: the folder can't be read or written.
     """
     drawings = draw_pool(simulator.painter, pool, preset, patients, SEED, folder)
-    told = {**json.loads((folder / DONE).read_text(encoding="utf-8")), "simulator": simulator.identity}
+    told = {
+        **json.loads((folder / DONE).read_text(encoding="utf-8")),
+        "simulator": simulator.identity, "viable": preset.segmenter.viable,
+    }  # fmt: skip
     index, path = folder / "simulations.json", folder / "tissue.npy"
     if index.exists() and json.loads(index.read_text(encoding="utf-8")) == told:
         tissue: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
@@ -87,7 +91,13 @@ def simulate_pool(
                     tumour = torch.from_numpy(np.asarray(pool.tumour_mask[patient]) > 0)
                     scans = hu_to_unit(np.asarray(drawings.scan[place]), preset.hu_window)
                     inputs = segmenter_input(scans, before.expand_as(scans), tumour.expand_as(scans))
-                    tissue[place] = simulator.segmenter(inputs.to(device)).argmax(dim=1).to(torch.uint8).cpu().numpy()
+                    logits = simulator.segmenter(inputs.to(device))
+                    if preset.segmenter.viable == "predicted":
+                        viable = torch.from_numpy(drawings.shares[place, :, SHARES.index("viable")])
+                        classes = classes_with(logits, tumour.expand_as(scans).to(device), viable)
+                    else:
+                        classes = logits.argmax(dim=1)
+                    tissue[place] = classes.to(torch.uint8).cpu().numpy()
             tissue.flush()
             index.write_text(json.dumps(told), encoding="utf-8")
         except OSError as error:

@@ -1,7 +1,7 @@
 """Trains the survival network: Cox with Efron ties and a censoring-aware survival head, toxicity as a fixed offset.
 
-It sees true follow-up scans with true labels, and simulated ones with the segmenter's labels, which is what a plan
-shows it.
+It sees true follow-up scans with true labels, and simulated ones as a plan shows them, with the tissue that the
+segmenter finds (and the predicted amount of viable tissue where the preset says so, without its luck).
 """
 
 from __future__ import annotations

@@ -29,10 +29,13 @@ from evals.planning_table import (
 )
 from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
+    AmountFromImage,
+    AmountOnly,
     AnotherPatientsImage,
     PreTreatmentImage,
     TrueHazard,
     TrueImage,
+    Variant,
 )
 from models.engine import Engine
 from models.errors import InputError
@@ -67,6 +70,19 @@ def scene(bundle: Path) -> Scene:
 
 def scans(engine: Engine, scene: Scene) -> list[np.ndarray]:
     return engine.simulate(scene.prepared, JOBS, 1)
+
+
+@pytest.mark.parametrize("variant", [AmountFromImage, PreTreatmentImage, TrueImage, AnotherPatientsImage])
+def test_a_replaced_image_says_itself_how_much_lives_in_it(variant: type[Variant], scene: Scene) -> None:
+    """The share that was drawn for this patient and protocol would tell what the image no longer shows."""
+    preset = scene.engine.model.preset
+    drawn = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "predicted"})})
+    engine = Engine("cpu", model=replace(scene.engine.model, preset=drawn), precision="fp32", batch=4)
+    other = (draw_patient(planning_table.OTHER_PATIENTS),) if variant is AnotherPatientsImage else ()
+    assert engine.predicted_viable(scene.prepared, JOBS) is not None
+    for told in (TrueHazard(engine, scene.patient), AmountOnly(engine, scene.patient)):
+        assert told.predicted_viable(scene.prepared, JOBS) is not None
+    assert variant(engine, scene.patient, *other).predicted_viable(scene.prepared, JOBS) is None
 
 
 def test_the_image_before_treatment_stays_as_it_is(scene: Scene) -> None:
@@ -200,7 +216,7 @@ def test_rows_without_weights_say_what_is_missing(bundle: Path, tmp_path: Path) 
             read_without([wrong])
     with pytest.raises(SystemExit, match="2"):
         main(["--n", "1"])
-    assert len({line.name for line in LINES}) == len(LINES) == 12
+    assert len({line.name for line in LINES}) == len(LINES) == 14
 
 
 def bundle_with(bundle: Path, folder: Path, *changes: str) -> Path:

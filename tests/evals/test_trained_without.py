@@ -37,7 +37,7 @@ def test_the_bundle_has_the_other_networks_and_says_what_its_denoiser_lacks(bund
     assert manifest.weights_hash == mine.weights_hash != shipped.weights_hash
     assert (manifest.origin, manifest.provenance["survival"]) == ("synthetic", "a test")
     assert manifest.provenance["denoiser"] == "this test"
-    assert manifest.provenance["data"] == "fake (denoiser); ab (the other networks)"
+    assert manifest.provenance["data"] == "ab (autoencoder, segmenter, localiser, survival); fake (denoiser)"
     for name in PARTS:
         states = [model.part(name).state_dict() for model in (shipped, mine)]
         same = all(torch.equal(states[0][key], states[1][key]) for key in states[0])

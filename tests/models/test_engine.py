@@ -22,6 +22,7 @@ from models.errors import InputError, TransientToolError
 from models.networks.diffusion import Flow
 from models.networks.preset import Preset
 from models.protocol import Protocol
+from models.response import VIABLE
 from models.volume import Volume
 from models.weights import WorldModel, init_world_model
 
@@ -201,6 +202,87 @@ def test_a_small_tumour_is_decoded_and_segmented_in_a_box(model: WorldModel):
     assert not found[other.near == 0].any()
     (alone,) = whole.segment_near(one, [one.pre])
     np.testing.assert_array_equal(alone, np.where(one.near > 0, whole.segment(one.pre, one.pre, one.numbers > 0), 0))
+
+
+TWO = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15, 15), 12.0), ((85, 15, 15), 10.0))}
+
+
+def told(model: WorldModel, *, spread: float = 0.0, viable: str = "predicted", condition: str = "action") -> Engine:
+    """An engine whose simulations are to draw a stated amount of living tumour."""
+    preset = model.preset.model_copy(
+        update={
+            "segmenter": model.preset.segmenter.model_copy(update={"viable": viable}),
+            "denoiser": model.preset.denoiser.model_copy(update={"viable_spread": spread, "condition": condition}),
+        }
+    )
+    return Engine("cpu", model=dataclasses.replace(model, preset=preset), precision="fp32", batch=4)
+
+
+def drawn(engine: Engine, prepared: Prepared, jobs: list[tuple[Protocol, int]]) -> NDArray[np.float32]:
+    viable = engine.predicted_viable(prepared, jobs)
+    assert viable is not None
+    return viable
+
+
+def test_as_many_voxels_live_as_were_drawn(model: WorldModel):
+    engine = told(model)
+    prepared, jobs = prepare(engine, **TWO), [(CISPLATIN, 0), (RALTITREXED, 0)]
+    shares, scans = drawn(engine, prepared, jobs), engine.simulate(prepared, jobs)
+    assert shares.shape == (2, 2)
+    assert len(np.unique(shares)) == 4
+    alone, found = engine.segment_near(prepared, scans), engine.segment_near(prepared, scans, shares)
+    mask = prepared.numbers > 0
+    for job in range(2):
+        assert not np.array_equal(alone[job], found[job])
+        for patch in range(2):
+            inside = found[job][patch][mask[patch]]
+            assert (inside == VIABLE).sum() == round(float(shares[job, patch]) * inside.size)
+        np.testing.assert_array_equal(found[job][~mask], alone[job][~mask])
+    # whole patches or boxes, alone or beside others: the same
+    cubes = (scans[0], prepared.pre, mask)
+    near = prepared.near > 0
+    np.testing.assert_array_equal(np.where(near, engine.segment(*cubes, shares[0]), 0), found[0])
+    np.testing.assert_array_equal(engine.segment_near(prepared, scans[1:], shares[1:])[0], found[1])
+
+
+def test_what_is_drawn_is_told_where_the_preset_says_so_and_the_denoiser_knows_the_agents(model: WorldModel):
+    prepared = prepare(told(model))
+    assert told(model).predicted_viable(prepared, [(CISPLATIN, 0)]) is not None
+    assert told(model, viable="read").predicted_viable(prepared, [(CISPLATIN, 0)]) is None
+    assert told(model, condition="text").predicted_viable(prepared, [(CISPLATIN, 0)]) is None
+
+
+def test_luck_differs_between_seeds_and_patches_and_is_common_to_protocols(model: WorldModel):
+    plain, lucky = told(model), told(model, spread=0.5)
+    prepared = prepare(lucky, **TWO)
+    seeds = list(range(400))
+
+    def logit(shares: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.log(shares / (1.0 - shares.astype(np.float64)))
+
+    luck = [
+        logit(drawn(lucky, prepared, [(protocol, seed) for seed in seeds]))
+        - logit(drawn(plain, prepared, [(protocol, 0)]))
+        for protocol in (CISPLATIN, LOBAPLATIN)
+    ]
+    np.testing.assert_allclose(luck[0], luck[1], atol=1e-4)
+    assert luck[0].std() == pytest.approx(0.5, rel=0.1)
+    assert abs(luck[0].mean()) < 0.06
+    assert abs(np.corrcoef(luck[0].T)[0, 1]) < 0.15
+    # the picture is drawn with the same luck
+    jobs = [(CISPLATIN, 5), (CISPLATIN, 6)]
+    for one, other in zip(plain.simulate(prepared, jobs), lucky.simulate(prepared, jobs), strict=True):
+        assert (one != other).any()
+
+
+def test_the_denoiser_gets_the_shares_that_the_reading_counts(model: WorldModel):
+    seen: list[Tensor] = []
+    model = dataclasses.replace(model, denoiser=init_world_model(tiny_preset(), seed=3).denoiser)
+    model.denoiser.register_forward_pre_hook(lambda _, given: seen.append(given[7]))
+    engine = told(model, spread=0.5)
+    prepared, jobs = prepare(engine, **TWO), [(CISPLATIN, 0), (RALTITREXED, 1)]
+    engine.simulate(prepared, jobs, steps=1)
+    np.testing.assert_array_equal(seen[0][:, 0].reshape(2, 2), drawn(engine, prepared, jobs))
 
 
 def test_jobs_are_yielded_in_order_with_all_patches(engine: Engine):

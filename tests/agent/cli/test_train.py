@@ -18,7 +18,9 @@ from models.networks.preset import Preset
 from models.phantom.pool import write_pool
 from models.registration_file import register_case
 from models.training.loop import FINAL
+from models.weights import PARTS, init_world_model, save_world_model
 from tests.models.scan_pair import Motion, make_pair
+from tests.models.test_engine import tiny_preset
 from tests.models.training.conftest import shrink
 
 NAME = next(name for name in (f"A{n}" for n in range(99)) if split_of(name) == "train")
@@ -94,10 +96,36 @@ def test_an_export_says_what_the_networks_were_trained_on(folder: Path, tmp_path
     assert _trained_on(tmp_path, None) == ({"data": "ab", "seed": "5", "commit": "12", "steps": steps}, "synthetic")
     (tmp_path / "denoiser" / DATA).write_text(json.dumps({"data_hash": "cd", "origin": "real", "commit": "34"}))
     told, origin = _trained_on(tmp_path, None)
-    assert (told["data"], origin) == ("ab cd", "mixed")
+    assert (told["data"], origin) == ("ab (autoencoder, segmenter, localiser, survival); cd (denoiser)", "mixed")
     assert told["commit"] == "12 (autoencoder, segmenter, localiser, survival); 34 (denoiser)"
-    assert told["seed"] == "5 unknown"
+    assert told["seed"] == "5 (autoencoder, segmenter, localiser, survival); unknown (denoiser)"
     assert "denoiser unknown, segmenter 7" in told["steps"]
+
+
+def test_networks_of_a_bundle_become_a_run_that_says_what_they_were_trained_on(tmp_path: Path) -> None:
+    model = init_world_model(tiny_preset(), seed=5)
+    told = {
+        "autoencoder": "mewm train autoencoder", "denoiser": "mewm train denoiser", "data": "ab",
+        "commit": "12 (autoencoder, segmenter); 34 (denoiser, localiser, survival)",
+        "steps": "autoencoder 7, denoiser unknown, segmenter 9, localiser 9, survival 9",
+    }  # fmt: skip
+    networks = {name: model.part(name) for name in PARTS}
+    save_world_model(networks, model.preset, tmp_path / "weights", origin="synthetic", provenance=told)
+    done = mewm_train("unpack", tmp_path / "run", "--weights", tmp_path / "weights", "--only", "denoiser")
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["denoiser"]
+    written = tmp_path / "run" / "denoiser"
+    assert (written / COMMAND).read_text() == "mewm train denoiser\n"
+    assert json.loads((written / DATA).read_text()) == {
+        "data_hash": "ab", "origin": "synthetic", "commit": "34", "seed": "unknown", "steps": "unknown",
+    }  # fmt: skip
+    assert mewm_train("unpack", tmp_path / "all", "--weights", tmp_path / "weights").exit_code == 0
+    found, origin = _trained_on(tmp_path / "all", None)
+    assert origin == "synthetic"
+    assert (found["data"], found["commit"]) == (told["data"], told["commit"])
+    assert found["steps"] == told["steps"]
+    wrong = mewm_train("unpack", tmp_path / "x", "--only", "policy")
+    assert "no network 'policy'" in str(wrong.exception)
 
 
 def test_the_commit_is_that_of_the_program_and_shows_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,23 @@ def survivor(engine: Engine) -> dict[str, Any]:
     return measure_survivor(960_000, engine, SIZES)
 
 
+def test_a_simulation_is_measured_with_the_predicted_amount_and_from_the_scan_alone(
+    scene: Scene, row: dict[str, Any]
+) -> None:
+    """The untrained segmenter finds nearly nothing of what the untrained head predicts."""
+    jobs = [(wanted_protocols(SEED, 1)[0], 0)]
+    predicted = scene.engine.predicted_viable(scene.prepared, jobs)
+    assert predicted is not None
+    (found,) = scene.simulated(WorldModelSimulator(scene.engine, steps=1), jobs)
+    for patch, numbers in enumerate(scene.prepared.numbers):
+        inside = found.tissue[patch][numbers > 0]
+        assert (inside == VIABLE).mean() == pytest.approx(predicted[0, patch], abs=1.0 / inside.size)
+    for protocol in row["protocols"]:
+        for told, read in zip(protocol["simulated"], protocol["read"], strict=True):
+            assert told["oil"] == read["oil"]
+            assert abs(told["viable"] - read["viable"]) > 0.05
+
+
 def test_measures_of_the_truth_are_those_of_the_response_model(scene: Scene) -> None:
     """Volumes counted on rendered labels against the response model's own numbers."""
     assert scene.tumour_ml == pytest.approx(scene.patient.tumour_ml, rel=0.15)

@@ -55,6 +55,15 @@ def test_noise_adds_to_the_amplitude_but_not_to_the_slope():
     assert found["slope"]["value"] == pytest.approx(1.0, abs=0.1)
 
 
+def test_ranks_of_rounded_shares_leave_out_what_no_scan_can_show():
+    true, simulated = [[0.001, 0.004, 0.2, 0.3]], [[0.003, 0.0, 0.1, 0.5]]
+    found = within_patients(true, simulated)
+    assert found["within_patient_rank"]["value"] == pytest.approx(0.8)
+    assert found["within_patient_rank_rounded"]["value"] == pytest.approx(1.0)
+    nothing = within_patients([[0.001, 0.004, 0.002, 0.003], [0.1, 0.2, 0.3, 0.4]], [[0.0, 0.0, 0.0, 0.0]] * 2)
+    assert nothing["within_patient_rank_rounded"] == {"value": 0.0, "low": None, "high": None, "n": 1}
+
+
 def test_the_mean_rank_is_the_mean_of_scipys():
     true, simulated = cohort(noise=1.0)
     found = within_patients(true, simulated)["within_patient_rank"]

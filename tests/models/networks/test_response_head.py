@@ -4,7 +4,7 @@ import torch
 
 from models.formulary import ITEM_ORDER
 from models.networks.action import action_vector
-from models.networks.response_head import SHARES, ResponseHead
+from models.networks.response_head import SHARES, ResponseHead, with_luck
 from models.networks.tumour_profile import PROFILE_SIZE
 from models.protocol import Dose, Protocol
 
@@ -75,3 +75,16 @@ def test_with_a_profile_the_latents_are_not_read_and_the_profile_is() -> None:
     # standardised: another unit of the profile changes nothing
     network.set_profile_statistics(profiles * 10 - 4)
     torch.testing.assert_close(network.features(z_pre, mask, spacing, profiles * 10 - 4), told, rtol=1e-3, atol=1e-4)
+
+
+def test_luck_moves_the_logit_of_the_viable_share_and_leaves_the_others_their_proportions() -> None:
+    shares = torch.tensor([[0.2, 0.4, 0.3, 0.1], [0.7, 0.1, 0.1, 0.1], [1.0, 0.0, 0.0, 0.0]])
+    moved = with_luck(shares, torch.tensor([0.5, -1.0, -0.3]))
+    odds = moved[:2, 0] / (1 - moved[:2, 0])
+    expected = torch.tensor([0.25, 7 / 3]) * torch.exp(torch.tensor([0.5, -1.0]))
+    torch.testing.assert_close(odds, expected)
+    torch.testing.assert_close(moved.sum(dim=1), torch.ones(3))
+    torch.testing.assert_close(moved[0, 1:] / moved[0, 1], torch.tensor([1.0, 0.75, 0.25]))
+    torch.testing.assert_close(moved[1, 1:], moved[1, 1].expand(3))
+    assert float(moved[2, 0]) > 0.99999
+    torch.testing.assert_close(with_luck(shares[:2], torch.zeros(2)), shares[:2])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from models.networks.segmenter import Tissue, segmenter_input
+from models.networks.segmenter import Tissue, classes_with, segmenter_input
 from models.weights import WorldModel
 
 
@@ -30,6 +30,38 @@ def test_every_channel_reaches_the_logits(model: WorldModel) -> None:
             changed = x.clone()
             changed[:, channel, 8:] = 0.0
             assert not torch.allclose(model.segmenter(changed), whole, atol=1e-3), channel
+
+
+def test_a_known_share_of_the_mask_is_viable_and_it_is_what_looks_most_alive() -> None:
+    """Voxel by voxel, by hand."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 5, 4, 4, 4, generator=generator)
+    mask = torch.rand(3, 4, 4, 4, generator=generator) > 0.4
+    mask[2] = False
+    shares = torch.tensor([0.3, 1.0, 0.5])
+    found = classes_with(logits, mask, shares)
+    for n in range(3):
+        ranked = []
+        for x, y, z in mask[n].nonzero().tolist():
+            scores = logits[n, :, x, y, z].tolist()
+            others = [(score, tissue) for tissue, score in enumerate(scores) if tissue != Tissue.VIABLE]
+            ranked.append((scores[Tissue.VIABLE] - max(others)[0], max(others)[1], (x, y, z)))
+        wanted = round(float(shares[n]) * len(ranked))
+        for place, (_, likeliest, voxel) in enumerate(sorted(ranked, reverse=True)):
+            assert found[n][voxel] == (Tissue.VIABLE if place < wanted else likeliest)
+        assert int((found[n][mask[n]] == Tissue.VIABLE).sum()) == wanted
+    outside = ~mask
+    assert torch.equal(found[outside], logits.argmax(dim=1)[outside])
+    assert (found[outside] == Tissue.VIABLE).any()
+
+
+def test_the_share_that_is_found_anyway_changes_nothing() -> None:
+    logits = torch.randn(1, 5, 6, 6, 6, generator=torch.Generator().manual_seed(4))
+    mask = torch.ones(1, 6, 6, 6, dtype=torch.bool)
+    alone = logits.argmax(dim=1)
+    share = (alone == Tissue.VIABLE).float().mean()[None]
+    assert torch.equal(classes_with(logits, mask, share), alone)
+    assert not (classes_with(logits, mask, torch.zeros(1)) == Tissue.VIABLE).any()
 
 
 def test_tissues_are_numbered_as_in_the_pool() -> None:

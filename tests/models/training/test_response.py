@@ -81,3 +81,17 @@ def test_further_protocols_of_a_synthetic_pool_are_learned_too(pool: FakePool, t
     # half of what it saw of this protocol was rendered (nothing vacated), half was all vacated
     assert float(told[:, 2, 3].mean()) == pytest.approx(0.5, abs=0.2)
     assert float(told[:, 0, 3].mean()) < 0.1
+
+
+def test_the_error_of_whole_patients_is_told_apart_from_that_of_protocols(
+    pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two patients whose logits lie 0.4 above and 0.2 below the prediction, with protocols around that."""
+    data = data_of(pool)
+    patients = np.array([0, 1])
+    around = np.linspace(-0.3, 0.3, data.shares.shape[1])
+    viable = torch.from_numpy(1.0 / (1.0 + np.exp(-(np.array([[0.4], [-0.2]]) + around)))).float()
+    data.shares[patients] = torch.stack([viable, *[(1.0 - viable) / 3.0] * 3], dim=2)
+    half = torch.tensor([0.5, 0.2, 0.2, 0.1]).expand(2, data.shares.shape[1], 4)
+    monkeypatch.setattr(data, "predict", lambda *_: half)
+    assert data.recovered(head(), patients)["share_viable_error"] == pytest.approx(0.3, abs=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ from models.training.autoencoder import AutoencoderTask, measure_latents, train_
 from models.training.checkpoint import FILE as CHECKPOINT
 from models.training.denoiser import DenoiserTask, train_denoiser
 from models.training.drawings import Drawings, Painter
-from models.training.export import export_bundle, load_trained
+from models.training.export import export_bundle, load_trained, unpack_bundle
 from models.training.latents import compute_latents
 from models.training.localiser import LocaliserTask, train_localiser
 from models.training.loop import FINAL, Budget, Cadence, RunResult, Task, learning_rate, run_training, update_average
@@ -344,6 +345,25 @@ def test_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp_path
     with pytest.raises(WeightsError, match="no trained autoencoder"):
         load_trained("autoencoder", tmp_path / "elsewhere", tiny)
 
+    again = tmp_path / "again"
+    unpack_bundle(tmp_path / "weights", again, ["autoencoder", "denoiser", "segmenter"])
+    with pytest.raises(WeightsError, match="has a denoiser already"):
+        unpack_bundle(tmp_path / "weights", again, ["localiser", "denoiser"])
+    assert not (again / "localiser").exists()
+    train_part("survival", pool, tiny, again, seed=0, steps=1, cadence=QUIET, mixed_precision=False)
+    assert (again / "survival" / "simulations").exists()
+    unpack_bundle(tmp_path / "weights", again, ["localiser"])
+    unpack_bundle(tmp_path / "weights", tmp_path / "whole", PARTS)
+    export_bundle(tmp_path / "whole", tiny, tmp_path / "third", origin="synthetic", provenance={"command": "test"})
+    whole = load_world_model(tmp_path / "third")
+    assert whole.baseline == model.baseline
+    export_bundle(again, tiny, tmp_path / "second", origin="synthetic", provenance={"command": "test"})
+    second = load_world_model(tmp_path / "second")
+    for part in PARTS:
+        for key, tensor in model.part(part).state_dict().items():
+            assert torch.equal(whole.part(part).state_dict()[key], tensor), (part, key)
+            assert part == "survival" or torch.equal(second.part(part).state_dict()[key], tensor), (part, key)
+
 
 @pytest.mark.parametrize(
     ("part", "name", "other"),
@@ -448,6 +468,34 @@ def test_simulations_are_kept_for_the_same_patients_and_sampling_only(
     assert call([2, 3], steps=9, guidance=2.0) == [2, 3]
     assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == [2, 3]
     assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == []
+
+
+def test_simulations_are_read_as_the_engine_reads_them(
+    pool: FakePool, tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = torch.tensor([0.1, 0.4, 0.75, 1.0])
+
+    def draw(_: Any, pool: FakePool, preset: Preset, patient: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        meant = torch.stack([shares, *[(1.0 - shares) / 3.0] * 3], dim=1)
+        return hu_to_unit(pool.post[patient], preset.hu_window), meant
+
+    monkeypatch.setattr(drawings, "draw_patient", draw)
+    painter = Painter(_autoencoder(tiny, pool), build_network("denoiser", tiny), "painter")  # type: ignore[arg-type]
+    simulator = Simulator(painter, build_network("segmenter", tiny), "weights")  # type: ignore[arg-type]
+
+    def tissue(viable: str) -> npt.NDArray[np.uint8]:
+        preset = tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"viable": viable})})
+        # a copy: the next reading is written where this one was
+        return np.array(simulate_pool(simulator, pool, preset, np.array([1]), tmp_path).tissue[0])
+
+    read, counted, again = tissue("read"), tissue("predicted"), tissue("read")
+    mask = pool.tumour_mask[1] > 0
+    assert [int((one[mask] == 2).sum()) for one in counted] == [
+        round(float(share) * int(mask.sum())) for share in shares
+    ]
+    np.testing.assert_array_equal(counted[:, ~mask], read[:, ~mask])
+    np.testing.assert_array_equal(again, read)
+    assert not np.array_equal(read, counted)
 
 
 def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool: FakePool) -> None:
