@@ -51,7 +51,7 @@ def test_an_oblique_grid_is_refused() -> None:
         Grid.from_affine(affine, (2, 2, 2))
 
 
-def test_the_predicted_viable_volume_is_the_true_one(patient: Patient) -> None:
+def test_the_drawn_viable_volume_is_the_true_one(patient: Patient) -> None:
     """Counted voxels against the response model's ml, on a grid that holds every lesion."""
     spacing = 2.0
     affine = np.diag([spacing, spacing, spacing, 1.0])
