@@ -235,22 +235,24 @@ def unpack(
     `mewm train survival --data POOL --out runs/again`.
     """
     from models.training.export import unpack_bundle
-    from models.weights import DEFAULT_WEIGHTS, told_of_network
+    from models.weights import DEFAULT_WEIGHTS, read_manifest, told_of_network
 
     wanted = [name for name in ORDER if name in (only or ORDER)]
     if unknown := sorted(set(only or ()) - set(ORDER)):
         raise InputError(f"There is no network '{unknown[0]}'; the networks are {', '.join(ORDER)}.")
-    manifest = unpack_bundle(DEFAULT_WEIGHTS if weights is None else weights, run, wanted)
+    folder = DEFAULT_WEIGHTS if weights is None else weights
+    manifest = read_manifest(folder)
     told = manifest.provenance
     steps = dict(one.split(" ", 1) for one in told.get("steps", "").split(", ") if " " in one)
+    notes: dict[PartName, dict[str, str]] = {}
     for name in wanted:
-        (run / name / COMMAND).write_text(told.get(name, "unknown") + "\n", encoding="utf-8")
         about = {
             "data_hash": told_of_network(name, told.get("data", "unknown")), "origin": manifest.origin,
             "commit": told_of_network(name, told.get("commit", "unknown")),
             "seed": told_of_network(name, told.get("seed", "unknown")), "steps": steps.get(name, "unknown"),
         }  # fmt: skip
-        (run / name / DATA).write_text(json.dumps(about) + "\n", encoding="utf-8")
+        notes[name] = {COMMAND: told.get(name, "unknown") + "\n", DATA: json.dumps(about) + "\n"}
+    unpack_bundle(folder, run, wanted, notes)
     typer.echo(f"Wrote {', '.join(wanted)} of the weights {manifest.weights_hash} to {run}.")
 
 

@@ -92,9 +92,9 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
     """Simulates random protocols and sets what they do to the tumour beside the truth."""
     wanted = wanted_protocols(scene.patient.seed, count)
     jobs = [(protocol, seed) for protocol in wanted for seed in range(replicas)]
-    scans, drawn = simulator.scans(scene.prepared, jobs), simulator.predicted_viable(scene.prepared, jobs)
-    simulated = scene.follow_ups(scans, drawn)
-    read = simulated if drawn is None else scene.follow_ups(scans)
+    scans, viable = simulator.scans(scene.prepared, jobs), simulator.predicted_viable(scene.prepared, jobs)
+    simulated = scene.follow_ups(scans, viable)
+    read = simulated if viable is None else scene.follow_ups(scans)
     true = [scene.truth(respond(scene.patient, protocol)) for protocol in wanted]
     rows: list[Row] = [
         {

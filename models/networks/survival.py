@@ -2,8 +2,7 @@
 
 It never learns which agents were given: their effect on the tumour comes through the simulation, as the image and the
 viable tissue in it (how much of that is the response head's prediction where the preset says so), their toxicity is a
-fixed term beside it. The risk is a raw log-hazard (no sigmoid), the aggregator's softmax runs over the
-tokens.
+fixed term beside it. The risk is a raw log-hazard (no sigmoid), the aggregator's softmax runs over the tokens.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -119,13 +120,16 @@ def export_bundle(
     return save_world_model(networks, preset, folder, origin=origin, provenance=provenance, baseline=baseline)
 
 
-def unpack_bundle(folder: Path, run: Path, parts: Sequence[PartName]) -> Manifest:
-    """Write networks of a bundle as finished runs, the inverse of `export_bundle`.
+def unpack_bundle(
+    folder: Path, run: Path, parts: Sequence[PartName], notes: Mapping[PartName, Mapping[str, str]]
+) -> None:
+    """Write networks of a bundle as finished runs, the inverse of `export_bundle`: all of them or none.
 
     Args:
         folder: of the bundle.
         run: folder of the run of all networks; made if missing.
         parts: the networks that are wanted.
+        notes: text files that a network's folder gets beside its weights, by name.
 
     Raises:
         WeightsError: the bundle is missing or damaged; the run has one of the networks already, or can't be written.
@@ -134,13 +138,20 @@ def unpack_bundle(folder: Path, run: Path, parts: Sequence[PartName]) -> Manifes
     if there := [name for name in parts if (run / name).exists()]:
         raise WeightsError(f"{run} has a {' and a '.join(there)} already; choose another folder.")
     try:
-        for name in parts:
-            (run / name).mkdir(parents=True)
-            told = {"fingerprint": f"{manifest.preset.fingerprint(name)} of the weights {manifest.weights_hash}"}
-            tensors = {key: tensor.contiguous().clone() for key, tensor in model.part(name).state_dict().items()}
-            (run / name / FINAL).write_bytes(save_tensors(tensors, metadata=told))
-        if "survival" in parts and manifest.survival_baseline is not None:
-            (run / "survival" / BASELINE).write_text(manifest.survival_baseline.model_dump_json(), encoding="utf-8")
+        run.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=run, prefix=".unpacking-") as unfinished:
+            for name in parts:
+                own = Path(unfinished) / name
+                own.mkdir()
+                told = {"fingerprint": f"{manifest.preset.fingerprint(name)} of the weights {manifest.weights_hash}"}
+                tensors = {key: tensor.contiguous().clone() for key, tensor in model.part(name).state_dict().items()}
+                (own / FINAL).write_bytes(save_tensors(tensors, metadata=told))
+                texts = dict(notes.get(name, {}))
+                if name == "survival" and manifest.survival_baseline is not None:
+                    texts[BASELINE] = manifest.survival_baseline.model_dump_json()
+                for file, text in texts.items():
+                    (own / file).write_text(text, encoding="utf-8")
+            for name in parts:
+                (Path(unfinished) / name).rename(run / name)
     except OSError as error:
         raise WeightsError(f"The run in {run} can't be written: {error.strerror}.") from error
-    return manifest

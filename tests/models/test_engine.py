@@ -208,7 +208,7 @@ TWO = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15,
 
 
 def told(model: WorldModel, *, spread: float = 0.0, viable: str = "predicted", condition: str = "action") -> Engine:
-    """An engine whose simulations are to draw a stated amount of living tumour."""
+    """An engine that reads simulated scans so, with so much luck."""
     preset = model.preset.model_copy(
         update={
             "segmenter": model.preset.segmenter.model_copy(update={"viable": viable}),
@@ -218,16 +218,16 @@ def told(model: WorldModel, *, spread: float = 0.0, viable: str = "predicted", c
     return Engine("cpu", model=dataclasses.replace(model, preset=preset), precision="fp32", batch=4)
 
 
-def drawn(engine: Engine, prepared: Prepared, jobs: list[tuple[Protocol, int]]) -> NDArray[np.float32]:
+def predicted(engine: Engine, prepared: Prepared, jobs: list[tuple[Protocol, int]]) -> NDArray[np.float32]:
     viable = engine.predicted_viable(prepared, jobs)
     assert viable is not None
     return viable
 
 
-def test_as_many_voxels_live_as_were_drawn(model: WorldModel):
+def test_as_many_voxels_live_as_were_predicted(model: WorldModel):
     engine = told(model)
     prepared, jobs = prepare(engine, **TWO), [(CISPLATIN, 0), (RALTITREXED, 0)]
-    shares, scans = drawn(engine, prepared, jobs), engine.simulate(prepared, jobs)
+    shares, scans = predicted(engine, prepared, jobs), engine.simulate(prepared, jobs)
     assert shares.shape == (2, 2)
     assert len(np.unique(shares)) == 4
     alone, found = engine.segment_near(prepared, scans), engine.segment_near(prepared, scans, shares)
@@ -245,7 +245,7 @@ def test_as_many_voxels_live_as_were_drawn(model: WorldModel):
     np.testing.assert_array_equal(engine.segment_near(prepared, scans[1:], shares[1:])[0], found[1])
 
 
-def test_what_is_drawn_is_told_where_the_preset_says_so_and_the_denoiser_knows_the_agents(model: WorldModel):
+def test_what_is_predicted_is_told_where_the_preset_says_so_and_the_denoiser_knows_the_agents(model: WorldModel):
     prepared = prepare(told(model))
     assert told(model).predicted_viable(prepared, [(CISPLATIN, 0)]) is not None
     assert told(model, viable="read").predicted_viable(prepared, [(CISPLATIN, 0)]) is None
@@ -261,8 +261,8 @@ def test_luck_differs_between_seeds_and_patches_and_is_common_to_protocols(model
         return np.log(shares / (1.0 - shares.astype(np.float64)))
 
     luck = [
-        logit(drawn(lucky, prepared, [(protocol, seed) for seed in seeds]))
-        - logit(drawn(plain, prepared, [(protocol, 0)]))
+        logit(predicted(lucky, prepared, [(protocol, seed) for seed in seeds]))
+        - logit(predicted(plain, prepared, [(protocol, 0)]))
         for protocol in (CISPLATIN, LOBAPLATIN)
     ]
     np.testing.assert_allclose(luck[0], luck[1], atol=1e-4)
@@ -282,7 +282,7 @@ def test_the_denoiser_gets_the_shares_that_the_reading_counts(model: WorldModel)
     engine = told(model, spread=0.5)
     prepared, jobs = prepare(engine, **TWO), [(CISPLATIN, 0), (RALTITREXED, 1)]
     engine.simulate(prepared, jobs, steps=1)
-    np.testing.assert_array_equal(seen[0][:, 0].reshape(2, 2), drawn(engine, prepared, jobs))
+    np.testing.assert_array_equal(seen[0][:, 0].reshape(2, 2), predicted(engine, prepared, jobs))
 
 
 def test_jobs_are_yielded_in_order_with_all_patches(engine: Engine):

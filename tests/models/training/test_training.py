@@ -346,14 +346,23 @@ def test_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp_path
         load_trained("autoencoder", tmp_path / "elsewhere", tiny)
 
     again = tmp_path / "again"
-    unpack_bundle(tmp_path / "weights", again, ["autoencoder", "denoiser", "segmenter"])
+    unpack_bundle(tmp_path / "weights", again, ["autoencoder", "denoiser", "segmenter"], {})
     with pytest.raises(WeightsError, match="has a denoiser already"):
-        unpack_bundle(tmp_path / "weights", again, ["localiser", "denoiser"])
+        unpack_bundle(tmp_path / "weights", again, ["localiser", "denoiser"], {})
     assert not (again / "localiser").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="can't be written"):
+        unpack_bundle(tmp_path / "weights", tmp_path / "file", ["denoiser"], {})
+    with pytest.raises(
+        WeightsError, match="can't be written"
+    ):  # the second network's note fails: the first is not left
+        unpack_bundle(tmp_path / "weights", tmp_path / "half", PARTS, {"denoiser": {"no/folder.txt": ""}})
+    assert list((tmp_path / "half").iterdir()) == []
     train_part("survival", pool, tiny, again, seed=0, steps=1, cadence=QUIET, mixed_precision=False)
     assert (again / "survival" / "simulations").exists()
-    unpack_bundle(tmp_path / "weights", again, ["localiser"])
-    unpack_bundle(tmp_path / "weights", tmp_path / "whole", PARTS)
+    unpack_bundle(tmp_path / "weights", again, ["localiser"], {"localiser": {"note.txt": "read"}})
+    assert (again / "localiser" / "note.txt").read_text() == "read"
+    unpack_bundle(tmp_path / "weights", tmp_path / "whole", PARTS, {})
     export_bundle(tmp_path / "whole", tiny, tmp_path / "third", origin="synthetic", provenance={"command": "test"})
     whole = load_world_model(tmp_path / "third")
     assert whole.baseline == model.baseline
