@@ -58,7 +58,7 @@ class Viewer {
     this.build();
     this.show(scene());
     // the library is large: fetched while nothing else is to be done
-    (window.requestIdleCallback || setTimeout)(() => this.niivue().catch(() => {}));
+    (window.requestIdleCallback || setTimeout)(() => this.loadNiivue().catch(() => {}));
     watch("value", () => this.show(scene()));
   }
 
@@ -265,7 +265,7 @@ class Viewer {
       part.wait.hidden = false;
     }, 150);
     try {
-      const [library, ...buffers] = await Promise.all([this.niivue(), ...layers.map((layer) => this.file(layer.url))]);
+      const [library, ...buffers] = await Promise.all([this.loadNiivue(), ...layers.map((layer) => this.file(layer.url))]);
       if (turn !== this.turn[side]) return;
       const nv = await this.canvas(side, library);
       const images = [];
@@ -291,7 +291,7 @@ class Viewer {
     part.problem.hidden = !problem;
   }
 
-  niivue() {
+  loadNiivue() {
     this.niivue ??= import(this.scene.niivue).catch(() => {
       this.niivue = null;
       throw new Error("The viewer's script could not be loaded; reload the page.");
@@ -556,7 +556,7 @@ class Viewer {
     const name = this.mode === "difference" ? "Right minus left" : "Standard deviation over replicas";
     span.append(`${name}, HU: `, range.below_zero ? `\u2212${range.high} ` : `${range.low} `, bar, ` ${range.high}`,
       range.below_zero ? ` (within \u00b1${range.low} not drawn)` : ` (below ${range.low} not drawn)`);
-    this.niivue().then(({ cmapper }) => {
+    this.loadNiivue().then(({ cmapper }) => {
       const pen = bar.getContext("2d");
       const warm = cmapper.colormap(range.colours);
       const cold = range.below_zero ? cmapper.colormap(range.below_zero) : null;
