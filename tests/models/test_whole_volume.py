@@ -60,6 +60,23 @@ def test_windows_come_in_the_batches_that_are_asked_for() -> None:
     np.testing.assert_array_equal(found[0], found[1])
 
 
+def test_a_body_goes_on_where_a_short_scan_stops() -> None:
+    hu = np.full((40, 40, 10), -900, np.int16)
+    hu[5:35, 5:35] = 100
+    hu[..., 0], hu[..., -1] = hu[..., 0] - 20, hu[..., -1] + 20
+    seen: list[Tensor] = []
+
+    def kept(x: Tensor) -> Tensor:
+        seen.append(x)
+        return by_hu(x)
+
+    found = segment_whole(kept, Volume(hu, np.diag([2.0, 2, 2, 1])), 32, 2.0, WINDOW)
+    column = (seen[0][0, 0, 16, 16] + 1) * 387.5 - 175
+    np.testing.assert_allclose(column, np.repeat([80.0, 100.0, 120.0], [12, 8, 12]), atol=1e-3)
+    assert found.shape == hu.shape
+    assert (found[20, 20, 1:] == Region.LIVER).all()
+
+
 def certain(regions: np.ndarray) -> np.ndarray:
     """Probabilities of regions that nobody doubts, (3, X, Y, Z)."""
     return np.eye(3, dtype=np.float32)[regions].transpose(3, 0, 1, 2)
