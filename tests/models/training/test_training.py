@@ -286,10 +286,7 @@ def test_segmenter_sees_each_scan_beside_the_one_before_and_the_mask_mirrored_al
     assert 45 <= same <= 90  # one view of three is the scan before treatment itself
 
 
-def test_localiser_sees_abdomens_of_training_patients_as_they_lie(
-    pool: FakePool, tiny: Preset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("models.training.localiser.augmented", lambda scan, regions, *_: (scan, regions))
+def test_localiser_sees_abdomens_of_training_patients_as_they_lie(pool: FakePool, tiny: Preset) -> None:
     wide = np.full((len(pool.pre), 20, 20, 20), -100, np.int16)
     wide[:, -8:] = 150
     wide[pool.val] = 400
