@@ -24,8 +24,8 @@ CLOSING_VOXELS = 5  # edge of the box that closes and widens the liver, as in th
 SMALLEST_VOXELS, SMALLEST_RADIUS_MM = 20, 3.0  # tumours below either are dropped, as there
 TUMOUR_SEED, TUMOUR_EDGE = 0.99, 0.2
 """Probability that some voxel of a tumour must have, and that all of them have: two thresholds, as in edge detection
-(Canny 1986, doi:10.1109/TPAMI.1986.4767851). On 40 synthetic patients and 100 livers without tumour that are in no table
-a tumour was found in 4 of those livers, with 0.5 for both in 9 of them; the mean Dice was 0.63 and 0.64."""
+(Canny 1986, doi:10.1109/TPAMI.1986.4767851). On 80 synthetic patients and 300 livers without tumour that are in no
+table a tumour was found in 4.3 % of those livers, with 0.5 for both in 10.7 %; the mean Dice was 0.57 in both ways."""
 
 
 def segment_whole(
