@@ -36,7 +36,7 @@ CACHE = RUNS / "model-answers.sqlite"
 WIDE = 120
 """Columns of a terminal from which on the leaderboard has room for what its lines mean."""
 FAILED, GATE = 1, 9
-"""Exit codes: every case failed; a regression gate was not passed."""
+"""Exit codes: no case has an answer of its own, since all failed or the backend did; a gate was not passed."""
 
 Stage = Literal["propose", "plan"]
 Strategy = Literal["beam", "paper", "exhaustive"]
@@ -164,7 +164,7 @@ def execute(evaluation: Evaluation, folder: Path, crew: _Crew, as_json: bool) ->
     """Run an evaluation with progress on standard error, write its reports and show the leaderboard.
 
     Raises:
-        typer.Exit: it was stopped, or every case failed.
+        typer.Exit: it was stopped, or every case failed, or the backend did in every case.
     """
     from evals.report.page import report_json, write_reports
 
@@ -180,8 +180,13 @@ def execute(evaluation: Evaluation, folder: Path, crew: _Crew, as_json: bool) ->
             f"{len(summary.failed)} case(s) failed; the first: {summary.failed[0]}", soft_wrap=True, markup=False
         )
         errors.print(f"Try them again with: mewm eval resume {folder}", soft_wrap=True, highlight=False)
-        if set(summary.statuses) == {"failed"}:
-            raise typer.Exit(FAILED)
+    if "degraded" in summary.statuses and not set(summary.statuses) - {"failed", "degraded"}:
+        errors.print(
+            "The language model gave no answer that can be used to any case: mend the backend, and run it anew in "
+            "another folder.", soft_wrap=True, highlight=False,
+        )  # fmt: skip
+    if not set(summary.statuses) - {"failed", "degraded"}:
+        raise typer.Exit(FAILED)
 
 
 def _run(evaluation: Evaluation, folder: Path, crew: _Crew) -> EvalRun:
@@ -334,9 +339,10 @@ def report(
     from evals.report.page import report_json, write_reports
     from evals.results import read_run
 
+    found = [read_run(folder) for folder in folders]
     if out is not None:
         make_folder(out)
-    summary = write_reports([read_run(folder) for folder in folders], out)
+    summary = write_reports(found, out)
     if as_json:
         sys.stdout.write(report_json(summary))
         return

@@ -18,6 +18,7 @@ from evals.results import EvalRun, ResultModel, read_run
 from evals.statistics import holm, paired_difference, why_undetectable
 from models.errors import InputError
 
+CACHED = "Answers that came from the cache count their tokens and list price, but no request."
 ROUNDING = 1e-9
 """A gain that misses its gate by less differs from it by floating point only."""
 
@@ -32,7 +33,7 @@ class Side:
     @property
     def label(self) -> str:
         """What tables call it."""
-        return self.run.spec.label if self.who == "own" else f"{self.who} of {self.run.folder.name}"
+        return f"{self.run.spec.label if self.who == 'own' else self.who} of {self.run.folder}"
 
 
 class Difference(ResultModel):
@@ -156,7 +157,7 @@ def compare(a: Side, b: Side, *, variant: str | None = None, seed: int = 0, draw
         missing_in_a=tuple(sorted(ids_b - ids_a)),
         missing_in_b=tuple(sorted(ids_a - ids_b)),
         incomplete=tuple(name for name, side in (("A", a), ("B", b)) if not side.run.complete),
-        settings=tuple(a.run.spec.differences(b.run.spec)),
+        settings=tuple(f"{name}: A {one}, B {two}" for name, one, two in a.run.spec.differences(b.run.spec)),
         differences=tuple(differences),
         not_compared=tuple(left_out),
     )
@@ -166,6 +167,11 @@ def _values(side: Side, metric: str, variant: str) -> dict[str, float]:
     if metric == OF_RANDOM:
         return {case: loss.chosen for case, loss in losses(side.run, side.who, variant).items()}
     return per_case(side.run, side.who, metric, variant)
+
+
+def no_case_yet(run: EvalRun) -> str:
+    """What to tell where an evaluation has nothing to show."""
+    return f"The evaluation in {run.folder} has no finished case yet: mewm eval resume {run.folder}."
 
 
 def check_same_data(a: Side, b: Side) -> None:
@@ -191,9 +197,12 @@ def check_same_data(a: Side, b: Side) -> None:
 
 def _variant(a: Side, b: Side, variant: str | None) -> str:
     check_same_data(a, b)
+    for side in (a, b):
+        if not side.run.rows:
+            raise InputError(no_case_yet(side.run))
     both = [name for name in a.run.variants if name in b.run.variants]
     if not both:
-        raise InputError(f"{a.run.folder} and {b.run.folder} have no finished case with the same kind of gold.")
+        raise InputError(f"{a.run.folder} and {b.run.folder} have no kind of gold in common: run both on one dataset.")
     if variant is None:
         return both[0]
     if variant not in both:
@@ -240,8 +249,10 @@ def failed_gates(comparison: Comparison, gates: Mapping[str, float]) -> list[str
             raise InputError(f"The metric {name} could not be compared: fewer than two cases have it in both runs.")
         gain = -found.mean if found.lower_is_better else found.mean
         if gain < bound - ROUNDING:
-            sentences.append(f"{found.label}: B is {'worse' if gain < 0 else 'better'} by {abs(gain):.4f} "
-                             f"(n = {found.n}), the gate asks for a gain of at least {bound:+.4f}.")  # fmt: skip
+            how = "worse" if gain < 0 else "better"
+            gained = f"{how} by {abs(gain):.4f}" if abs(gain) > ROUNDING else "as good as A"
+            sentences.append(f"{found.label}: B is {gained} (n = {found.n}), the gate asks for a gain of at least "
+                             f"{bound:+.4f}.")  # fmt: skip
     if gates and comparison.missing_in_b:
         sentences.append(f"{len(comparison.missing_in_b)} cases of A are missing in B.")
     if gates:
@@ -294,6 +305,8 @@ def comparison_markdown(found: Comparison) -> str:
         for d in found.differences
         if (partial := [case for case in d.missing if case not in absent])
     ]
+    if any(d.metric == "requests" for d in found.differences):
+        lines.append(CACHED)
     if found.not_compared:
         lines.append(f"Not compared, fewer than two common cases: {', '.join(found.not_compared)}.")
     return "\n".join(lines).rstrip() + "\n"

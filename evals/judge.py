@@ -68,6 +68,7 @@ def judge_answer(case: EvalCase, answer: Answer, baselines: BaselineAnswers, sea
         given_risk=answer.given_risk,
         survival=None if case.survival is None else Survival(**case.survival._asdict()),
         usage=answer.usage,
+        alone_why=answer.alone_why,
         alone_usage=answer.alone_usage,
         alone_trace=answer.alone_trace,
         trace=answer.trace,

@@ -27,6 +27,7 @@ from models.case import Case
 from models.engine import Device, Engine
 from models.errors import InputError
 from models.formulary import Formulary
+from prompts.sets import absolute, load_prompt_set
 from tools.artifacts import Value
 from tools.registry import build_tools
 from tools.rulebook import rules_hash
@@ -231,7 +232,10 @@ def _settings(
         elif planner[name] > most:
             raise InputError(f"The {name} of {dataset.name} is at most {most}, got {planner[name]}.")
     planner["profile"] = planner.get("profile") or space.profile
-    settings = make_settings(**planner, policy_llm=backend if llm else None, reasoning_llm=reasoning, prompts=prompts)
+    settings = make_settings(
+        **planner, policy_llm=backend if llm else None, reasoning_llm=reasoning,
+        prompts=None if prompts is None else absolute(prompts),
+    )  # fmt: skip
     outside = [i.name for i in Formulary.load(settings.actions).items if i.name not in dataset.formulary]
     if outside:
         raise InputError(
@@ -257,8 +261,6 @@ def _alone(dataset: Dataset, settings: PlannerSettings, baselines: Sequence[str]
 def _prompts_hash(settings: PlannerSettings) -> str | None:
     if settings.policy_llm is None:
         return None
-    from prompts.sets import load_prompt_set
-
     return load_prompt_set(settings.prompts).content_hash
 
 

@@ -105,31 +105,36 @@ class RunSpec(ResultModel):
         """Short name of what is evaluated, for tables."""
         name = "MeWM planner" if self.stage == "plan" else "policy before any simulation"
         strategy = f", {self.settings.strategy}" if self.stage == "plan" and self.settings.strategy != "beam" else ""
+        prompts = f", prompts {Path(self.prompts).name}" if self.prompts else ""
         off = f", without {' and '.join(self.parts_off)}" if self.parts_off else ""
-        return f"{name} ({self.backend}{strategy}{off})"
+        return f"{name} ({self.backend}{prompts}{strategy}{off})"
 
-    def differences(self, other: RunSpec) -> list[str]:
-        """Where another spec measures something else, as sentences' parts; empty where a run can go on."""
-        found = []
+    def differences(self, other: RunSpec) -> list[tuple[str, str, str]]:
+        """Where another spec measures something else: name, value here, value there; empty where a run can go on."""
+        found: list[tuple[str, str, str]] = []
         for name in type(self).model_fields:
             one, two = getattr(self, name), getattr(other, name)
             if name in ("created", "keep") or one == two:
                 continue
+            if isinstance(one, BaseModel):
+                one, two = one.model_dump(exclude=_STATED), two.model_dump(exclude=_STATED)
             if isinstance(one, Mapping):
-                keys = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
-                found += [f"{key} {_brief(one.get(key))}, now {_brief(two.get(key))}" for key in keys]
-            elif isinstance(one, BaseModel):
-                mine, theirs = one.model_dump(), two.model_dump()
-                keys = [key for key in mine if mine[key] != theirs[key]]
-                found += [f"{key} {_brief(mine[key])}, now {_brief(theirs[key])}" for key in keys]
+                keys = [key for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
+                found += [(key.replace("_", " "), _brief(one.get(key)), _brief(two.get(key))) for key in keys]
             else:
-                found.append(f"{name} {_brief(one)}, now {_brief(two)}")
+                found.append((name.replace("_", " "), _brief(one), _brief(two)))
         return found
 
 
+_STATED = {"policy_llm", "prompts"}
+"""Settings that the spec holds itself, as `backend` and `prompts`."""
+
+
 def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:12] + "..."
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value)) or "none"
+    text = "none" if value is None else str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 class NodeUse(ResultModel):
@@ -199,6 +204,7 @@ class Answer(ResultModel):
     usage: Usage = Usage()
     alone: Protocol | None = Field(default=None, description="the vision-language model's own answer, without a plan")
     alone_status: Literal["not_run", "answered", "invalid"] = "not_run"
+    alone_why: str | None = Field(default=None, description="why that answer is invalid")
     alone_unknown: tuple[str, ...] = Field(default=(), description="names in it that the action set does not hold")
     alone_usage: Usage | None = Field(default=None, description="what that answer used, beside `usage`")
     alone_trace: str | None = Field(default=None, description="its trace.jsonl, as `trace`")
@@ -281,6 +287,7 @@ class CaseRow(ResultModel):
     given_risk: float | None = None
     survival: Survival | None
     usage: Usage
+    alone_why: str | None = Field(default=None, description="why the model alone has no answer that can be used")
     alone_usage: Usage | None = None
     alone_trace: str | None = None
     trace: str | None

@@ -284,8 +284,9 @@ def prepare_folder(folder: Path, spec: RunSpec) -> None:
     """
     if (folder / SPEC_FILE).is_file():
         if different := read_spec(folder).differences(spec):
+            changes = "; ".join(f"{name} {before}, now {now}" for name, before, now in different)
             raise RunError(
-                f"{folder} holds an evaluation under other conditions ({'; '.join(different)}): bring them back, or "
+                f"{folder} holds an evaluation under other conditions ({changes}): bring them back, or "
                 "choose another folder with --out."
             )
         return

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -77,6 +78,8 @@ def _json(value: object) -> str:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Undefined):
+        str(value)  # raises, and says what is not defined
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -168,17 +171,24 @@ class Prompt:
                 f"The prompt {self.id} declares no variable {', '.join(unknown)}; declare it or leave it out."
             )
         system, line, user = self.template.partition(f"\n{_USER}\n")
-        try:
-            # The template is split before it is filled in: no value can open a message of its own.
-            if line:
-                return (("system", self._filled(system, values)), ("user", self._filled(user, values)))
-            return (("system" if self.head.role == "chat" else "user", self._filled(system, values)),)
-        except TemplateError as error:
-            raise InputError(f"The prompt {self.id} can't be rendered: {error.message}; correct its text.") from error
+        # The template is split before it is filled in: no value can open a message of its own.
+        if line:
+            return (("system", self._filled(system, values)), ("user", self._filled(user, values)))
+        return (("system" if self.head.role == "chat" else "user", self._filled(system, values)),)
 
-    @staticmethod
-    def _filled(template: str, values: Mapping[str, Any]) -> str:
-        return _ENVIRONMENT.from_string(template).render(**values).strip()
+    def _filled(self, template: str, values: Mapping[str, Any]) -> str:
+        try:
+            return _ENVIRONMENT.from_string(template).render(**values).strip()
+        # a template is somebody's program: these are what its expressions can raise
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            what = _said(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            inner = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
+            place = f" at '{template.splitlines()[inner[-1] - 1].strip()}'" if inner and inner[-1] else ""
+            raise InputError(f"The prompt {self.id} can't be rendered{place}: {what}; correct its text.") from error
+
+
+def _said(error: TemplateError) -> str:
+    return (error.message or type(error).__name__).rstrip(".")
 
 
 def read_prompt(path: Path) -> Prompt:
@@ -211,15 +221,39 @@ def read_prompt(path: Path) -> Prompt:
     try:
         head = FrontMatter.model_validate(yaml.safe_load("\n".join(lines[1:end])))
         used = meta.find_undeclared_variables(_ENVIRONMENT.parse(body))
-    except (yaml.YAMLError, ValidationError, TemplateError) as error:
-        reason = "; ".join(str(error).split("\n")[:3])
-        raise InputError(f"The prompt file {path} is not valid: {reason}; correct it.") from error
+    except yaml.YAMLError as error:
+        where = line_of(error, above=1)
+        raise InputError(f"The head of the prompt file {path} is not valid YAML{where}; correct it.") from error
+    except ValidationError as error:
+        raise InputError(f"The prompt file {path} is not valid ({first_fault(error)}); correct it.") from error
+    except TemplateError as error:
+        line = f" in line {error.lineno + end + 1}" if isinstance(error, TemplateSyntaxError) else ""
+        raise InputError(f"The text of the prompt file {path} is no valid template{line}: {_said(error)}; "
+                         "correct it.") from error  # fmt: skip
     if used != set(head.variables):
         raise InputError(
             f"The prompt file {path} declares the variables {', '.join(sorted(head.variables)) or 'none'} "
             f"but uses {', '.join(sorted(used)) or 'none'}; make them the same."
         )
     return Prompt(head=head, template=body, content_hash=hashlib.sha256(raw).hexdigest(), text=text)
+
+
+def line_of(error: yaml.YAMLError, above: int = 0) -> str:
+    """Where a YAML text is broken, as words for a message; empty where that is not known.
+
+    Args:
+        error: What the reader said.
+        above: Lines of the file above that text.
+    """
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return f" (line {mark.line + 1 + above})" if mark is not None else ""
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first field that does not fit, and why."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "its content"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def prompt_root() -> Path:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import InputError
-from prompts.loader import ROLES, Prompt, Role, load_prompt, prompt_root, prompt_sets
+from prompts.loader import ROLES, Prompt, Role, first_fault, line_of, load_prompt, prompt_root, prompt_sets
 
 DEFAULT_SET = "mewm"
 SET_FILE = "set.yaml"
@@ -64,6 +64,15 @@ class PromptSet:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def absolute(name: str) -> str:
+    """The name of a set as it is kept with a run: a path in full, so that the run goes on from any folder."""
+    return str(Path(name).resolve()) if _is_path(name) else name
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or "\\" in name
+
+
 def load_prompt_set(name: str) -> PromptSet:
     """Load a set with all its prompts.
 
@@ -73,7 +82,7 @@ def load_prompt_set(name: str) -> PromptSet:
     Raises:
         InputError: there is no such set, or one of its files is not valid.
     """
-    is_path = "/" in name or "\\" in name
+    is_path = _is_path(name)
     root = Path(name).parent if is_path else prompt_root()
     folder = Path(name) if is_path else root / name
     if not is_path and name not in prompt_sets():
@@ -102,8 +111,6 @@ def _head(path: Path) -> SetHead:
     except UnicodeDecodeError as error:
         raise InputError(f"The file {path} is not UTF-8 text; save it as UTF-8.") from error
     except yaml.YAMLError as error:
-        raise InputError(f"The file {path} is not YAML ({str(error).splitlines()[0]}); correct it.") from error
+        raise InputError(f"The file {path} is not valid YAML{line_of(error)}; correct it.") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "its content"
-        raise InputError(f"The file {path} is not valid ({where}: {first['msg']}); correct it.") from error
+        raise InputError(f"The file {path} is not valid ({first_fault(error)}); correct it.") from error

@@ -180,12 +180,12 @@ def llm_settings(
         InputError: a prompt set or a request limit is named, and no language model that it is for.
     """
     from models.errors import InputError
+    from prompts.sets import absolute
 
     found = {"policy_llm": policy_llm or llm, "reasoning_llm": reasoning_llm, "llm_requests": llm_requests}
     if found["policy_llm"] is None and (prompts is not None or llm_requests is not None):
         raise InputError("The embedded policy reads no prompt set and sends no request: name a backend with --llm.")
-    is_path = prompts is not None and ("/" in prompts or "\\" in prompts)
-    found["prompts"] = str(Path(prompts).resolve()) if prompts is not None and is_path else prompts
+    found["prompts"] = None if prompts is None else absolute(prompts)
     found["backends"] = None if backends is None else str(backends.resolve())
     return found
 

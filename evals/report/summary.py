@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from evals.baselines import NAMES
-from evals.compare import Side, check_same_data
+from evals.compare import Side, check_same_data, no_case_yet
 from evals.measures import METRICS, OF_RANDOM, losses, metric_value, per_case
 from evals.metrics import Answer, item_counts, micro_counts, micro_f1
 from evals.model_card.figures import Array, pooled_figure
@@ -163,6 +163,9 @@ class Summary(ResultModel):
     calibration: Calibration | None
     survival: SurvivalPanel | None
     notes: tuple[str, ...]
+    others: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="by label of a further run: what differs from the lead"
+    )
 
 
 def summarise(
@@ -183,7 +186,7 @@ def summarise(
         raise InputError("A report needs at least one evaluation: mewm eval report DIR.")
     lead = runs[0]
     if not lead.rows:
-        raise InputError(f"The evaluation in {lead.folder} has no finished case yet: mewm eval resume {lead.folder}.")
+        raise InputError(no_case_yet(lead))
     for other in runs[1:]:
         check_same_data(Side(lead, "own"), Side(other, "own"))
     formulary = Formulary.load(lead.spec.actions)
@@ -211,6 +214,10 @@ def summarise(
         calibration=calibration_of(lead, seed, draws),
         survival=survival_panel(lead, seed),
         notes=(*_notes(lead), *_notes_on_others(runs)),
+        others={
+            label: tuple(f"{name} {there} in place of {here}" for name, here, there in lead.spec.differences(run.spec))
+            for run, _, label in _contestants(runs)[len(lead.contestants) :]
+        },
     )
 
 
@@ -248,6 +255,7 @@ def run_facts(summary: Summary) -> list[tuple[str, str]]:
     short = (f"{k.replace('_', ' ')} {v[:12] if len(v) == 64 else v}" for k, v in spec.conditions.items() if v)
     facts.append(("conditions", ", ".join(short)))
     facts.append(("begun", spec.created))
+    facts += [(label, "; ".join(different) or "run alike") for label, different in summary.others.items()]
     return facts
 
 
@@ -483,6 +491,12 @@ def _notes(run: EvalRun) -> tuple[str, ...]:
         for status, count in Counter(row.status for row in run.rows).items()
         if status != "answered"
     ]
+    alone = [row for row in run.rows if row.alone is not None and row.alone.protocol is None]
+    if alone:
+        why = next((f", the first time because: {row.alone_why}" for row in alone if row.alone_why), "")
+        notes.append(
+            f"{len(alone)} of {len(run.rows)} answers of the model alone can't be used and count as empty{why}."
+        )
     if not run.complete:
         notes.insert(0, "This evaluation is not complete: figures are of the cases that are finished.")
     if left := [name for name in NAMES if name not in run.spec.baselines]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from evals.compare import CACHED
 from evals.measures import METRICS
 from evals.published import load_published
 from evals.report.summary import Board, CaseLine, Figure, Line, Summary, Versus
@@ -205,8 +206,7 @@ def effort(summary: Summary) -> Table:
         lead="mean per case; what the language models and the tools were asked, and how long it took",
         columns=("where", *(METRICS[name].label for name in EFFORT)),
         rows=tuple(rows),
-        note="Answers that came from the cache count their tokens and list price, but no request. Seconds hold waiting "
-        "for other cases, where several run at once."
+        note=f"{CACHED} Seconds hold waiting for other cases, where several run at once."
         + (f" {failed} failed answers are left out: they ended before they had cost what one costs." if failed else ""),
     )
 

@@ -139,7 +139,26 @@ def test_runs_on_other_data_or_without_common_cases_are_refused():
 def test_settings_that_differ_are_named():
     a = side([row("1", RIGHT), row("2", RIGHT)])
     b = side([row("1", RIGHT), row("2", RIGHT)], prompts="other", limit=2)
-    assert set(compare(a, b).settings) == {"prompts None, now other", "limit None, now 2"}
+    assert set(compare(a, b).settings) == {"prompts: A none, B other", "limit: A none, B 2"}
+    one, two = (a.run.spec.settings.model_copy(update={"prompts": p, "policy_llm": p, "beams": n}) for p, n in
+                (("mewm", 2), ("ours", 3)))  # fmt: skip
+    told = {"dataset_hash": "a" * 64, "baselines": ("constant", "rules"), "prompts": "mewm", "backend": "x"}
+    a = side([row("1", RIGHT), row("2", RIGHT)], settings=one, **told)
+    told = {"dataset_hash": "b" * 64, "baselines": (), "prompts": "/somewhere/ours", "backend": "y"}
+    b = side([row("1", RIGHT), row("2", RIGHT)], settings=two, **told)
+    assert set(compare(a, b).settings) == {
+        f"dataset hash: A {'a' * 12}, B {'b' * 12}", "baselines: A constant, rules, B none",
+        "prompts: A mewm, B /somewhere/ours", "backend: A x, B y", "beams: A 2, B 3",
+    }  # fmt: skip
+    assert a.label != b.label
+    assert "prompts mewm" in a.label
+    assert "prompts ours" in b.label
+
+
+def test_a_side_without_a_finished_case_is_named():
+    a, b = side([row("1", RIGHT), row("2", RIGHT)]), side([], name="begun")
+    with pytest.raises(InputError, match="in begun has no finished case yet: mewm eval resume begun"):
+        compare(a, b)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +175,12 @@ def test_a_gate_bounds_the_gain_of_b_whatever_direction_is_better(gate, passes):
     gates = parse_gates([gate])
     assert gates == {name: float(gate.split("=")[1])}
     assert (failed_gates(found, gates) == []) is passes
+
+
+def test_a_gate_on_equal_runs_does_not_call_one_of_them_better():
+    a, b = (side([row(str(i), HALF) for i in range(3)]) for _ in range(2))
+    (sentence,) = failed_gates(compare(a, b), {"f1": 0.01})
+    assert sentence.startswith("F1: B is as good as A (n = 3)")
 
 
 def test_a_gate_allows_exactly_what_it_says():

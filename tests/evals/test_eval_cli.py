@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from agent.cli.main import app
 from agent.trace import read_trace
 from evals.baselines import NAMES as BASELINE_NAMES
-from evals.cli import GATE
+from evals.cli import FAILED, GATE
 from evals.datasets import NAMES, load_dataset
 from evals.datasets.phantom import PhantomCase, draw_cases, settings
 from evals.report.summary import Summary
@@ -104,6 +104,12 @@ def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt
         # The same questions again, in a new folder: not one request, the same figures.
         again = Summary.model_validate_json(run_with(server, own, tmp_path / "again", cache, prompts=plain).stdout)
         assert len(server.requests) == sent
+        # a set given as a relative path is the same set from any folder
+        monkeypatch.chdir(plain.parent)
+        run_with(server, own, tmp_path / "there", cache, prompts=f"./{plain.name}")
+        monkeypatch.chdir(tmp_path)
+        mewm("resume", tmp_path / "there", "--cache", cache)
+        assert read_run(tmp_path / "there").spec.prompts == str(plain)
     assert first.statuses == other.statuses == {"answered": 4}, [case.why for case in other.cases]
     f1 = first.boards[0].line("own").figures["f1"]
     assert Summary.model_validate_json(bare.stdout).boards[0].line("own").figures["f1"] == f1
@@ -132,7 +138,15 @@ def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt
     assert difference["mean"] == pytest.approx(-0.25)
     assert difference["p"] == pytest.approx(10 / 16)
     assert (difference["wins"], difference["ties"], difference["losses"]) == (1, 0, 3)
-    assert any(text.startswith("prompts ") for text in found["settings"])
+    assert f"prompts: A {plain}, B {marked}" in found["settings"]
+    assert found["a"] == f"policy before any simulation (mine, prompts plain) of {tmp_path / 'a'}"
+    assert found["b"] == f"policy before any simulation (mine, prompts marked) of {tmp_path / 'b'}"
+    both = json.loads(mewm("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both", "--json").stdout)
+    assert (
+        f"prompts {marked} in place of {plain}" in both["others"]["policy before any simulation (mine, prompts marked)"]
+    )
+    assert str(marked) in (tmp_path / "both" / "report.md").read_text()
+    assert str(marked) in (tmp_path / "both" / "report.html").read_text()
 
     failed = mewm("compare", tmp_path / "a", tmp_path / "b", "--fail-below", "F1=-0.02", code=GATE)
     assert "F1: B is worse by 0.2500" in failed.stderr
@@ -143,7 +157,8 @@ def test_two_prompt_sets_differ_as_scripted_and_compare_finds_it(own, two_prompt
 def test_a_backend_that_is_down_gives_empty_answers_and_the_fallback_beside_them(own, tmp_path, monkeypatch):
     with LoopbackServer(lambda _: error(500)) as server:
         monkeypatch.setenv("MEWM_BACKENDS", str(write_backends(tmp_path / "mine.yaml", {"mine": server.entry()})))
-        result = run_with(server, own, tmp_path / "run", tmp_path / "cache", "--limit", 2)
+        result = run_with(server, own, tmp_path / "run", tmp_path / "cache", "--limit", 2, code=FAILED)
+    assert "gave no answer that can be used to any case: mend the backend" in result.stderr
     summary = Summary.model_validate_json(result.stdout)
     assert summary.statuses == {"degraded": 2}
     own_line, fallback = (summary.boards[0].line(who) for who in ("own", "fallback"))
@@ -151,6 +166,9 @@ def test_a_backend_that_is_down_gives_empty_answers_and_the_fallback_beside_them
     assert fallback.figures["f1"].mean > 0.0
     assert summary.boards[0].line("alone").empty == 2
     assert "counted as no answer" in " ".join(summary.notes)
+    (alone,) = (note for note in summary.notes if "of the model alone" in note)
+    assert alone.startswith("2 of 2 answers of the model alone can't be used")
+    assert "because: " in alone
 
 
 def test_a_name_that_nothing_knows_counts_against_the_model_alone_and_is_not_asked_about_again(

@@ -59,6 +59,41 @@ def test_unset_unknown_and_absent(tmp_path: Path, values: dict[str, object], wor
         read_prompt(_write(tmp_path, GOOD)).render(**values)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ facts + ' drugs' }}", "at '{{ facts + ' drugs' }} of {{ name }}': TypeError: unsupported operand"),
+        ("{{ facts.nothing|fenced('x') }}", "has no attribute 'nothing'"),
+        ("{{ 1 // 0 }} {{ facts }}", "ZeroDivisionError"),
+        ("{% for x in facts.a %}{{ x }}{% endfor %}", "TypeError: 'int' object is not iterable"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(facts) }}", "RecursionError"),
+    ],
+)
+def test_a_mistake_in_a_template_is_a_sentence_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    prompt = read_prompt(
+        _write(tmp_path, GOOD.replace("Hello {{ name }}, {{ facts.a }}.", f"One.\n{text} of {{{{ name }}}}"))
+    )
+    with pytest.raises(InputError) as caught:
+        prompt.render(name="Ann", facts={"a": 3})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("version: 2\nrole", "version: [1\nrole", r"is not valid YAML \(line \d+\); correct it"),
+        ("version: 2\nrole", "version: two\nrole", r"is not valid \(version: Input should be a valid integer"),
+        ("Hello", "Hel{% lo", r"is no valid template in line 11: Encountered unknown tag .lo.; correct"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, old: str, new: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        read_prompt(_write(tmp_path, GOOD.replace(old, new)))
+    assert "\n" not in str(caught.value)
+    assert "input_value" not in str(caught.value)
+
+
 def test_the_sandbox_holds(tmp_path: Path) -> None:
     prompt = read_prompt(_write(tmp_path, GOOD.replace("facts.a", "facts.__class__.__mro__")))
     with pytest.raises(InputError, match="can't be rendered"):
