@@ -265,9 +265,11 @@ class Clause:
     def told(self, index: int) -> bool:
         """Whether the clause says that something was done with an agent, or is a bare list."""
         group = self.group_of(index)
-        if group.mixed or group.bound or _cue(self._context(group)):
+        if group.mixed or group.bound or self._bare or _cue(self._context(group)):
             return True
-        return self._bare
+        # "A was infused, then B": what was done with A is done with B
+        elided = load_words().pattern("elided").fullmatch(group.left)
+        return group.first > 0 and elided is not None and self.told(group.first - 1)
 
     @cached_property
     def _bare(self) -> bool:
@@ -302,7 +304,7 @@ class Clause:
         with_beads = any(m.name == BEADS for m in here)
         if group.bound or (with_beads and words.pattern("roles.bound").search(context) and not emulsion):
             return "embolised", True, False
-        if emulsion or (with_oil and not infused) or (with_oil and words.pattern("roles.mixed").search(context)):
+        if emulsion or group.mixed or (with_oil and not infused) or (with_oil and words.pattern("roles.mixed").search(context)):
             return "emulsified", False, False
         if infused:
             return "infused", False, False

@@ -194,6 +194,7 @@ class ReportWords(_Part):
     joints: Joints
     of_all: str
     connectors: str
+    elided: str
     finite: str
     clause_before: str
     phrase_before: str

@@ -144,7 +144,7 @@ def test_the_lead_is_compared_with_every_line_pairwise(summary):
 
 
 def test_a_second_run_is_a_line_of_its_own_and_runs_on_other_data_are_refused(run):
-    other = run_of([row(str(i), RIGHT, regret=0.0) for i in range(5)], name="other", prompts="p2")
+    other = run_of([row(str(i), RIGHT, regret=0.0) for i in range(5)], name="other", seed=7)
     summary = summarise([run, other], draws=300, not_run={"without X": "no weights"})
     labels = [line.label for line in summary.boards[0].lines]
     assert labels[0] == "MeWM planner (guideline)"
@@ -213,7 +213,7 @@ def test_with_one_gold_the_comparison_names_no_variant():
 def test_cases_that_one_of_two_runs_lacks_are_listed_by_name(run):
     """The lead has the cases 0 to 4; the other lacks 3 and 4, has one of its own, and is not complete."""
     answers = [row(name, RIGHT, regret=0.0) for name in ("0", "1", "2", "stranger")]
-    other = replace(run_of(answers, name="other", prompts="p2"), complete=False)
+    other = replace(run_of(answers, name="other", seed=7), complete=False)
     summary = summarise([run, other], draws=300)
     assert {v.missing for v in summary.versus if v.label.endswith("[other]")} == {("3", "4", "stranger")}
     assert {v.missing for v in summary.versus if not v.label.endswith("[other]")} == {()}

@@ -502,7 +502,7 @@ def test_other_conditions_or_another_folder_are_refused(tmp_path, folder):
     evaluate(folder, Says(CONSTANT), dataset(2))
     with pytest.raises(RunError, match=r"under other conditions \(beams 2, now 3\)"):
         evaluate(folder, Says(CONSTANT), dataset(2), settings=SETTINGS.model_copy(update={"beams": 3}))
-    with pytest.raises(RunError, match="dataset_hash"):
+    with pytest.raises(RunError, match="dataset hash"):
         evaluate(folder, Says(CONSTANT), dataset(3))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
