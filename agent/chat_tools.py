@@ -340,10 +340,16 @@ def _plan_or_none(desk: Desk, plan_id: str) -> tuple[PlanRow | None, Plan | None
 
 
 def _protocol(text: str) -> str | None:
-    """The key of a protocol with more than one agent, or None where the text is something else."""
+    """The key of a protocol with more than one agent, or None where the text is something else.
+
+    Raises:
+        InputError: it is written as a protocol and is none.
+    """
     try:
         protocol = known_agents().parse(text)
     except InputError:
+        if re.search(r"[|+]", text):
+            raise
         return None
     return protocol.key if len(protocol.items) > 1 else None
 
@@ -358,14 +364,16 @@ def _rules_about(about: str) -> list[Rule]:
     try:
         item = known_agents().canonical(about)
         names = {item.name, item.item_class, "drugs" if item.kind == "drug" else "embolics"}
-    except UnknownItemError:
+        hint = ""
+    except UnknownItemError as error:
+        hint = f" {error}"
         names = {wanted.rstrip("s").replace(" ", "_"), wanted.replace(" ", "_")}
     found = [rule for rule in rules if names & set(rule.groups())]
     if not found:
         found = [rule for rule in rules if wanted in rule.title.lower()]
     if not found:
         raise InputError(
-            f"No rule is about '{about[:80]}': name a rule id such as D09, an agent, a class, or 'patient'."
+            f"No rule is about '{about[:80]}': name a rule id such as D09, an agent, a class, or 'patient'.{hint}"
         )
     return found
 

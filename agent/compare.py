@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from agent.approval import blocking
 from agent.assess import estimate, median_months, response_summary
 from agent.contest import Difference, paired
-from agent.digest import figure
-from agent.goal import Goal, interpret_goal
+from agent.digest import figure, terms_text
+from agent.goal import Goal, GoalWeights, interpret_goal
 from agent.nodes import Tool, verdicts_of
 from agent.plan import Estimate, Plan, PlanModel, Replica, ResponseSummary, RuleFinding
 from agent.search import merge_jobs
@@ -44,17 +45,18 @@ class Compared(PlanModel):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Protocols in the order asked for, and how many simulations were new."""
+    """Protocols in the order asked for, how many simulations were new, and what the goal weighs."""
 
     rows: tuple[Compared, ...]
     seeds: tuple[int, ...]
     simulated: int
     viable_before_ml: float
+    weights: GoalWeights
 
     @property
     def text(self) -> str:
         """The comparison in words."""
-        lines = [row_text(row, self.viable_before_ml) for row in self.rows]
+        lines = [row_text(row, self.viable_before_ml, self.weights) for row in self.rows]
         for row in self.rows[1:]:
             assert row.behind is not None
             span = row.behind_interval
@@ -69,12 +71,12 @@ class Comparison:
         return "\n".join(lines)
 
 
-def row_text(row: Compared, before_ml: float) -> str:
+def row_text(row: Compared, before_ml: float, weights: GoalWeights) -> str:
     """One protocol in words."""
     response = row.response
+    terms = terms_text(row.tumour_log_risk, row.toxicity_log_risk, response.mrecist_change_percent, weights)
     parts = [
-        f"{row.protocol}: objective {figure(row.objective)} (tumour {row.tumour_log_risk.mean:+.2f}, toxicity "
-        f"{row.toxicity_log_risk:+.2f})",
+        f"{row.protocol}: objective {figure(row.objective)} ({terms})",
         f"viable tumour {before_ml:.1f} ml to {figure(response.viable_ml, 1, sign=False)} ml",
     ]
     if response.mrecist_change_percent is not None:
@@ -86,8 +88,7 @@ def row_text(row: Compared, before_ml: float) -> str:
         parts.append(f"oil-like {100 * response.oil_fraction.mean:.0f} %")
     if row.median_survival_months is not None:
         parts.append(f"median survival {row.median_survival_months:g} months by the model")
-    blocks = [f"{f.rule_id}: {f.message}" for f in row.findings if f.status == "fired" and f.strength == "block"]
-    end = "" if row.allowed else f" Blocked by rules: {'; '.join(blocks) or 'a rule on the patient'}."
+    end = "" if row.allowed else f" Blocked by rules: {' '.join(blocking(row.findings)) or 'a rule on the patient.'}"
     return "; ".join(parts) + "." + end
 
 
@@ -160,7 +161,7 @@ def compare(
                 tied=difference is not None and difference.tied,
             )
         )
-    return Comparison(tuple(rows), seeds, simulated, before or 0.0)
+    return Comparison(tuple(rows), seeds, simulated, before or 0.0, read.weights)
 
 
 def _simulate(

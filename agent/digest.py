@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.approval import blocking, blocks_of
+from agent.goal import GoalWeights
 from agent.plan import AssessedProtocol, Estimate, Finalist, Plan
 from agent.run import Standing
 
@@ -23,7 +24,7 @@ def plan_digest(plan: Plan) -> dict[str, Any]:
         "cannot_be_told_apart_from_chosen": list(plan.ties),
         "share_of_resamples_that_chosen_wins": None if plan.confidence is None else round(plan.confidence, DIGITS),
         "blocked_by": list(blocking(plan.blocked_by)),
-        "goal": {"note": plan.goal.note, "effect": plan.goal.changed},
+        "goal": {"note": plan.goal.note, "weights": plan.goal.weights, "effect": plan.goal.changed},
         "action_space": [note.item for note in plan.proposals if note.kept],
         "taken_out": {note.item: note.reason for note in plan.proposals if not note.kept and note.rule_id},
         "not_evaluable": len(plan.not_evaluable),
@@ -95,6 +96,21 @@ def behind_text(margin: Estimate | None) -> str:
     return f", {'behind' if margin.mean >= 0 else 'ahead of it'} by {size}"
 
 
+def terms_text(tumour: Estimate, toxicity: float, change: Estimate | None, weights: GoalWeights) -> str:
+    """What an objective is the sum of, each term with its weight where that is not 1.
+
+    Args:
+        tumour: Log-risk by the survival network.
+        toxicity: The fixed toxicity term, log-hazard.
+        change: mRECIST change in percent, None where it is not evaluable.
+        weights: Of the goal.
+    """
+    terms = [("tumour", tumour.mean, weights.tumour), ("toxicity", toxicity, weights.toxicity)]
+    if weights.size and change is not None:
+        terms.append(("mRECIST change", change.mean / 100.0, weights.size))
+    return ", ".join(f"{name} {value:+.2f}{'' if w == 1 else f' x {w:g}'}" for name, value, w in terms)
+
+
 def plan_text(plan: Plan, name: str) -> str:
     """What a plan says, in a few sentences."""
     if (chosen := plan.chosen) is None:
@@ -104,9 +120,12 @@ def plan_text(plan: Plan, name: str) -> str:
         whom = "for this patient" if plan.patient_blocked else "of those that were tried"
         return f"{name}: the rules leave no protocol {whom}. {why}".strip()
     a = chosen.assessed
+    weights = GoalWeights.model_validate(plan.goal.weights)
+    terms = terms_text(a.tumour_log_risk, a.toxicity_log_risk, a.response.mrecist_change_percent, weights)
+    kind = "log-risk" if weights == GoalWeights() else "weighted by the goal"
     lines = [
-        f"{name}: {a.key}, objective {figure(a.objective)} (tumour {a.tumour_log_risk.mean:+.2f}, toxicity "
-        f"{a.toxicity_log_risk:+.2f}; log-risk, lower is better; {a.objective.n} simulations each)."
+        f"{name}: {a.key}, objective {figure(a.objective)} ({terms}; {kind}, lower is better; {a.objective.n} "
+        "simulations each)."
     ]
     if plan.before.viable_ml is not None:
         after = figure(a.response.viable_ml, 1, sign=False)
@@ -118,6 +137,8 @@ def plan_text(plan: Plan, name: str) -> str:
         lines.append(f"It can't be told apart from: {'; '.join(plan.ties)}.")
     if blocks := blocks_of(plan):
         lines.append(f"Rules block it: {' '.join(blocks)}")
+    if plan.stopped_early:
+        lines.append(f"The search ended early: {plan.stopped_early} {plan.confidence_note}")
     if plan.degraded:
         lines.append(f"The plan is degraded: {plan.degraded_reason}")
     return " ".join(lines)

@@ -34,7 +34,7 @@ def services_of(state: PlannerState) -> Services:
 
     Raises:
         CaseError: the case is not a folder below the cases folder.
-        PlanningError: a setting is out of its range.
+        InputError: a setting is out of its range.
         InputError: the client names a file of the server, or a prompt set that is not shipped.
     """
     settings = make_settings(**state.options)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.errors import PlanningError
+from models.errors import InputError
 from tools.rule_facts import SessionFacts
 
 Strategy = Literal["beam", "paper", "exhaustive"]
@@ -79,7 +79,7 @@ def make_settings(**values: object) -> PlannerSettings:
     """Settings from loose values, leaving out those that are None.
 
     Raises:
-        PlanningError: a value is out of its range; the sentence names it.
+        InputError: a value is out of its range; the sentence names it.
     """
     try:
         return PlannerSettings.model_validate({name: value for name, value in values.items() if value is not None})
@@ -87,4 +87,4 @@ def make_settings(**values: object) -> PlannerSettings:
         first = exc.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         msg = f"The setting {name}={first['input']!r} can't be used: {first['msg'].lower()}."
-        raise PlanningError(msg) from exc
+        raise InputError(msg) from exc

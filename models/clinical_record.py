@@ -317,7 +317,11 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     where = ".".join(map(str, first["loc"]))
-    return f"{where} is {first['input']!r}: {message[0].lower()}{message[1:]}" if where else message
+    if not where:
+        return message
+    # YAML 1.1 reads the words yes, no, on and off as true and false: the file need not say what is told here
+    yaml_word = " (YAML reads an unquoted yes, no, on or off so)" if isinstance(first["input"], bool) else ""
+    return f"{where} is {first['input']!r}{yaml_word}: {message[0].lower()}{message[1:]}"
 
 
 def _one_line(error: Exception) -> str:

@@ -45,7 +45,10 @@ def find_cases(folder: Path) -> dict[str, Path]:
     for path in sorted(path for path in folder.iterdir() if (path / "case.json").is_file()):
         case_id = Case.load(path, verify=False).case_id
         if case_id in found:
-            raise InputError(f"The cases {found[case_id].name} and {path.name} in {folder} have the same id {case_id}.")
+            raise InputError(
+                f"The cases {found[case_id].name} and {path.name} in {folder} have the same id {case_id}: import one "
+                "of them again with another --id, or keep it elsewhere."
+            )
         found[case_id] = path
     if not found:
         raise CaseError(f"There is no case in {folder}: import one with `mewm case import`.")

@@ -304,7 +304,12 @@ class Clause:
         with_beads = any(m.name == BEADS for m in here)
         if group.bound or (with_beads and words.pattern("roles.bound").search(context) and not emulsion):
             return "embolised", True, False
-        if emulsion or group.mixed or (with_oil and not infused) or (with_oil and words.pattern("roles.mixed").search(context)):
+        if (
+            emulsion
+            or group.mixed
+            or (with_oil and not infused)
+            or (with_oil and words.pattern("roles.mixed").search(context))
+        ):
             return "emulsified", False, False
         if infused:
             return "infused", False, False

@@ -161,6 +161,8 @@ def test_what_a_tool_refuses_is_said_and_the_conversation_goes_on(world):
     say(chat, "load anna")
     assert "There is no plan of this case" in last_said(say(chat, "why not cisplatin"))
     assert "is not a known drug" in last_said(say(chat, "simulate aspirin | lipiodol"))
+    assert "nearest known ones are Cisplatin" in last_said(say(chat, "rules about cisplatine"))
+    assert "nearest known ones are Cisplatin" in last_said(say(chat, "check Cisplatn | Lipiodol"))
     assert "no situation that stands for" in last_said(say(plan_ready(chat), "what if he were taller"))
     assert "A what-if needs a change" in last_said(say(chat, "what if the profile were eu"))
     assert "Clinical record" not in last_said(say(chat, "what if bilirubin were 3.5 mg"))

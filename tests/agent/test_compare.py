@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from statistics import mean, stdev
 
 import pytest
@@ -69,11 +70,23 @@ def test_a_goal_weighs_the_objective(tmp_path):
     assert gentle.objective.mean > plain.objective.mean
 
 
+@pytest.mark.parametrize("goal", ["", "spare the liver function", "downstage for transplant"])
+def test_the_terms_that_are_told_add_up_to_the_objective(tmp_path, goal):
+    world = FakeWorld(tmp_path / "log")
+    text = compare(protocols(X), "tiny", world.tools, SETTINGS, goal=goal).text
+    told = re.search(r"objective ([+-][\d.]+)(?: ± [\d.]+)? \((.*?)\);", text)
+    terms = re.findall(r"([+-][\d.]+)(?: x ([\d.]+))?", told[2])
+    assert len(terms) == (3 if "downstage" in goal else 2)
+    assert float(told[1]) == pytest.approx(sum(float(v) * float(w or 1) for v, w in terms), abs=0.03)
+    assert (" x " in told[2]) is ("spare" in goal)
+
+
 def test_blocked_ones_are_compared_and_say_so(tmp_path):
     world = FakeWorld(tmp_path / "log", judge=one_platinum)
     found = compare(protocols(X, "Cisplatin + Oxaliplatin | Lipiodol"), "tiny", world.tools, SETTINGS)
     assert [row.allowed for row in found.rows] == [True, False]
     assert "Blocked by rules: fake-protocol: two platinum agents." in found.text
+    assert ".." not in found.text
 
 
 def test_too_many_or_none_are_refused(tmp_path):

@@ -7,7 +7,7 @@ from agent.contest import mean_se, ranking
 from agent.search import Actions, SearchState, parse_key, run_search
 from agent.settings import PlannerSettings, make_settings
 from agent.strategies import make_strategy
-from models.errors import PlanningError
+from models.errors import InputError, PlanningError
 from models.protocol import Protocol
 from tests.agent.scripted import DRUGS, EMBOLICS, ScriptedRisk, allow_all, one_platinum
 
@@ -199,7 +199,7 @@ def test_nominations_limit_the_expansion():
 
 
 def test_settings_out_of_range_are_a_sentence():
-    with pytest.raises(PlanningError, match=r"beams=0 can't be used: input should be greater than or equal to 1\."):
+    with pytest.raises(InputError, match=r"beams=0 can't be used: input should be greater than or equal to 1\."):
         make_settings(beams=0, seed=None)
     assert make_settings(beams=3, seed=None) == PlannerSettings(beams=3)
 

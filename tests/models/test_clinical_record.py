@@ -57,6 +57,10 @@ def test_conversions_land_exactly_on_rule_thresholds() -> None:
         ({"albumin": {"value": 38}}, "needs exactly `value` and `unit`"),
         ({"ecog": 7}, "ecog is 7"),
         ({"cirrhosis": "yes"}, "cirrhosis is 'yes'"),
+        (
+            {"ascites": False},
+            r"ascites is False \(YAML reads an unquoted yes, no, on or off so\): input should be 'none'",
+        ),
         ({"sex": "M"}, "sex is 'M'"),
         ({"child_pugh_class": "A", "child_pugh_score": 8}, "class A means 5 to 6 points"),
         ({"prior_tace_sessions": 1, "prior_tace_without_response": 2}, "more than the 1 sessions"),

@@ -153,7 +153,9 @@ def test_the_cases_folder(case_folder: Path, tmp_path: Path, capsys: pytest.Capt
     for name in ("a", "b"):
         images = {ImageMeta("pre_arterial", phase="arterial"): volume}
         write_case(tmp_path / name, "same", "synthetic", "two balls", images, labels, ClinicalRecord())
-    with pytest.raises(InputError, match=r"a and b in .* have the same id same"):
+    with pytest.raises(
+        InputError, match=r"a and b in .* have the same id same: import one of them again with another --id"
+    ):
         find_cases(tmp_path)
     assert main(["--cases", str(tmp_path / "none")]) == InputError.exit_code
     assert capsys.readouterr().err.startswith("mewm: There is no folder")
