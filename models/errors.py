@@ -66,9 +66,9 @@ class TransientToolError(ToolError):
 
 
 class PlanningError(MewmError):
-    """The search can't go on (empty action set, no budget)."""
+    """The search can't go on under these settings (empty action set, no budget)."""
 
-    exit_code = 6
+    exit_code = 2
 
 
 class ApprovalError(InputError):

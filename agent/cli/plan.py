@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from models.errors import PlanningError
 
 if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside the commands
     from agent.approval import GateAnswer
@@ -24,7 +23,8 @@ if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside 
 
 DEMO = "demo"
 DEMO_FOLDER = Path("cases") / DEMO
-STOPPED = 130
+STOPPED, NOTHING_PROPOSED = 130, 6
+"""Exit codes: the user stopped the run; the rules block every protocol, or a person rejected what was proposed."""
 
 Strategy = Literal["beam", "paper", "exhaustive"]
 ActionSet = Literal["policy", "in_house", "hcc_tace_seg"]
@@ -257,7 +257,7 @@ def execute(run: Run, as_json: bool, answer: GateAnswer | None = None, by: str =
     else:
         summary(found, run.folder, Console())
     if found.blocked or found.rejected:
-        raise typer.Exit(PlanningError.exit_code)
+        raise typer.Exit(NOTHING_PROPOSED)
 
 
 def _go(run: Run, answer: GateAnswer | None, errors: Console) -> tuple[Planned | Waiting, Plan | None]:

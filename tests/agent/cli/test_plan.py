@@ -85,10 +85,10 @@ def test_options_reach_the_settings(tmp_path, case, world):
     [
         (["plan", "{tmp}/nowhere", "--run", "{tmp}/run"], 2, "nowhere"),
         (["plan", "{case}", "--run", "{tmp}/log/run"], 4, "can't be written"),
-        (["plan", "{case}", "--run", "{tmp}/run", "--beams", "0"], 6, "beams"),
+        (["plan", "{case}", "--run", "{tmp}/run", "--beams", "0"], 2, "beams"),
         (
             ["plan", "{case}", "--run", "{tmp}/run", "--strategy", "paper", "--budget", "30"],
-            6,
+            2,
             "budget of 30 is too small",
         ),
         (["plan", "{case}", "--run", "{tmp}/run", "--session", "{tmp}/log"], 2, "neither YAML nor JSON"),
