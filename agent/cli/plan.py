@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-
 if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside the commands
     from agent.approval import GateAnswer
     from agent.events import Planned, Waiting
