@@ -494,7 +494,7 @@ def test_a_new_endpoint_and_a_prompt_set_of_one_s_own_need_no_code(tmp_path, cas
         (["--llm", "keyless"], "MEWM_TEST_KEY", 7),
         (["--reasoning-llm", "mine"], "--reasoning-llm mine needs a language model that looks at the case", 2),
         (["--prompts", "mewm"], "The embedded policy reads no prompt set", 2),
-        (["--llm", "mine", "--llm-requests", "0"], "llm_requests=0 can't be used", 6),
+        (["--llm", "mine", "--llm-requests", "0"], "llm_requests=0 can't be used", 2),
         (["--dry-run-llm"], "Nothing would be sent", 2),
     ],
 )
