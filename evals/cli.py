@@ -180,12 +180,12 @@ def execute(evaluation: Evaluation, folder: Path, crew: _Crew, as_json: bool) ->
             f"{len(summary.failed)} case(s) failed; the first: {summary.failed[0]}", soft_wrap=True, markup=False
         )
         errors.print(f"Try them again with: mewm eval resume {folder}", soft_wrap=True, highlight=False)
-    if "degraded" in summary.statuses and not set(summary.statuses) - {"failed", "degraded"}:
-        errors.print(
-            "The language model gave no answer that can be used to any case: mend the backend, and run it anew in "
-            "another folder.", soft_wrap=True, highlight=False,
-        )  # fmt: skip
-    if not set(summary.statuses) - {"failed", "degraded"}:
+    if set(summary.statuses) <= {"failed", "degraded"}:
+        if "degraded" in summary.statuses:
+            errors.print(
+                "The language model gave no answer that can be used to any case: mend the backend, and run it anew in "
+                "another folder.", soft_wrap=True, highlight=False,
+            )  # fmt: skip
         raise typer.Exit(FAILED)
 
 
