@@ -422,7 +422,9 @@ def read_plan(path: Path) -> Plan:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"There is no plan at {path}: run `mewm plan` first.") from None
+        raise RunError(
+            f"There is no plan at {path}: run `mewm plan` first, or `mewm resume` where it was stopped."
+        ) from None
     except (OSError, ValueError) as exc:
         raise RunError(f"The plan at {path} can't be read ({exc}): run `mewm plan` again.") from exc
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -150,7 +150,7 @@ class ClinicalRecord(BaseModel):
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise RecordError(f"The clinical record {path} can't be read: {reason}.") from error
         except yaml.YAMLError as error:
-            raise RecordError(f"The clinical record {path} is not valid YAML or JSON: {_one_line(error)}.") from error
+            raise RecordError(f"The clinical record {path} is not valid YAML or JSON: {yaml_fault(error)}.") from error
         if data is None:
             return cls()
         if not isinstance(data, Mapping):
@@ -230,6 +230,13 @@ class StrictLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text and in which line, without the reader's own picture of it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        return error.problem + (f" (line {error.problem_mark.line + 1})" if error.problem_mark else "")
+    return _one_line(error)
 
 
 def field_label(name: str) -> str:

@@ -13,6 +13,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver.tools import Tool
 
 NAME = "mewm"
+MOST_AT_ONCE = 100
+"""Simulations of one call: all calls wait for it, and nobody can stop it."""
 _HOST = "127.0.0.1"
 
 
@@ -77,20 +80,39 @@ def build_server(workspace: Workspace) -> MCPServer:
     )
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Arguments as a client gave them, under the one method that the server asks its argument model for."""
+
+    arguments: dict[str, Any]
+
+    def model_dump_one_level(self) -> dict[str, Any]:
+        return self.arguments
+
+
 def _tool(registered: RegisteredTool, lock: threading.Lock) -> Tool:
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.mcpserver.tools import Tool
     from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
 
     def call(**arguments: Any) -> Any:
+        protocols, seeds = (arguments.get(name) for name in ("protocols", "seeds"))
+        jobs = len(protocols) * len(seeds) if isinstance(protocols, list) and isinstance(seeds, list) else 0
+        if jobs > MOST_AT_ONCE:
+            raise ToolError(
+                f"{jobs} simulations (protocols times seeds) are too many for one call: ask for {MOST_AT_ONCE} at most."
+            )
         try:
             with lock:
                 return registered.call(**arguments)
         except MewmError as exc:
             raise ToolError(str(exc)) from exc
 
-    # The server asks its argument model for one method; schema and checks stay those of the registered tool.
-    arguments = type(registered.args_schema.__name__, (registered.args_schema, ArgModelBase), {})
+    # what the server's own check would refuse in pydantic's words, `registered.call` refuses in a sentence
+    arguments = type(
+        registered.args_schema.__name__, (registered.args_schema, ArgModelBase),
+        {"model_validate": classmethod(lambda _, given: _Given(given))},
+    )  # fmt: skip
     return Tool(
         fn=call,
         name=registered.name,

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from models.clinical_record import StrictLoader
+from models.clinical_record import StrictLoader, yaml_fault
 from models.errors import InputError
 from tools.rule_facts import SessionFacts
 
@@ -42,7 +42,7 @@ def load_session(path: Path) -> SessionFacts:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
         raise InputError(f"The session file {path} can't be read: {reason}.") from exc
     except yaml.YAMLError as exc:
-        raise InputError(f"The session file {path} is not valid YAML or JSON: {' '.join(str(exc).split())}.") from exc
+        raise InputError(f"The session file {path} is not valid YAML or JSON: {yaml_fault(exc)}.") from exc
     if data is None:
         return SessionFacts()
     if not isinstance(data, Mapping):

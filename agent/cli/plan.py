@@ -226,6 +226,15 @@ def execute(run: Run, as_json: bool, answer: GateAnswer | None = None, by: str =
     Raises:
         typer.Exit: the run was stopped, waits for an answer, was rejected, or every protocol is blocked.
     """
+    try:
+        _execute(run, as_json, answer, by)
+    except KeyboardInterrupt:
+        again = f"Stopped; resume with: mewm resume {run.folder}"
+        Console(stderr=True).print(again, soft_wrap=True, highlight=False)
+        raise typer.Exit(STOPPED) from None
+
+
+def _execute(run: Run, as_json: bool, answer: GateAnswer | None, by: str) -> None:
     from agent.cli.approve import WAITING, ask, waiting_panel
     from agent.cli.plan_view import summary
     from agent.events import Planned
@@ -277,9 +286,8 @@ def _go(run: Run, answer: GateAnswer | None, errors: Console) -> tuple[Planned |
                     end = event
                 elif isinstance(event, Proposed):
                     proposed = event.plan
-    except (RunStopped, KeyboardInterrupt):
-        errors.print(f"Stopped; resume with: mewm resume {run.folder}", soft_wrap=True, highlight=False)
-        raise typer.Exit(STOPPED) from None
+    except RunStopped:
+        raise KeyboardInterrupt from None  # as in the seconds before the run begins: `execute` tells how to go on
     assert end is not None  # a run ends with its plan, at a gate or with an error
     return end, proposed
 

@@ -18,6 +18,7 @@ STATUS_WORDS = {
     "unassessed": "not simulated",
 }
 _BOX, _GAP, _ROW, _SMALL, _HEAD = 29, 6, 35, 15.5, 46
+_LETTER = 0.56  # width of a letter of the page's font, in its size
 _LISTED = 14
 
 
@@ -167,7 +168,8 @@ def _kept(
         fill, ink, soft = ("#0072B2", "#ffffff", "#d6eaf6") if strong else ("#f3f6f8", "#1c2b36", "#5d6f7c")
         risk = "" if node.objective is None else number(node.objective, 2)
         spread = "" if node.se is None else f" (standard error {number(node.se, 3)})"
-        size = 12 if len(_added(node)) < 19 or box > 300 else 11
+        room = box - 26 - 8 - 7 * len(risk) - 6  # between tag and figure, with a gap
+        size = min(12.0, room / (_LETTER * len(_added(node))))
         line = here.y + 19
         boxes.append(
             f'<g data-node="{escape(node.node_id)}" data-protocol="{escape(node.protocol)}">'
@@ -176,7 +178,8 @@ def _kept(
             f'<rect x="{here.x:.1f}" y="{here.y:.1f}" width="{box:.1f}" height="{_BOX}" rx="7" fill="{fill}" '
             f'stroke="{"#0072B2" if strong else "#d5dde3"}"/>'
             f'<text x="{here.x + 8:.1f}" y="{line:.1f}" font-size="10.5" fill="{soft}">{here.tag}</text>'
-            f'<text x="{here.x + 26:.1f}" y="{line:.1f}" font-size="{size}" fill="{ink}">{escape(_added(node))}</text>'
+            f'<text x="{here.x + 26:.1f}" y="{line:.1f}" font-size="{size:.1f}" fill="{ink}">'
+            f"{escape(_added(node))}</text>"
             f'<text x="{here.x + box - 8:.1f}" y="{line:.1f}" font-size="12" font-weight="600" text-anchor="end" '
             f'class="num" fill="{ink}">{risk}</text></g>'
         )

@@ -32,7 +32,9 @@ def report_html(owner: Owner, folder: Path, plan_id: str, standing: Standing) ->
     plan = standing.plan
     if plan is None or "report" not in plan.artifacts or not (folder / plan.artifacts["report"]).is_file():
         if standing.status == "waiting":
-            return empty(f"{plan_id} waits for a decision. Its report and files are written when it is approved.")
+            return empty(
+                f"{plan_id} waits for a decision. Its report and files are written when it is approved or rejected."
+            )
         return empty(f"{plan_id} is not ready. Its report and files are written at its end.")
     return part(
         "report",

@@ -100,7 +100,7 @@ def test_yaml_and_json_give_the_same_record(tmp_path: Path) -> None:
     [
         ("r.yaml", "bilirubin: 1 mg/dL\nbilirubin: 2 mg/dL\n", "stands twice"),
         ("r.yaml", "- 1\n- 2\n", "not a mapping"),
-        ("r.yaml", "a: [1\n", "not valid YAML"),
+        ("r.yaml", "a: [1\n", r"not valid YAML or JSON: expected ',' or '\]', but got '<stream end>' \(line 2\)\.$"),
         ("r.yaml", "age: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
         ("r.yaml", "date: 2020-02-30\n", "day is out of range"),
         ("r.yaml", "cirrhosis: !!bool 7\n", "not valid YAML"),

@@ -86,6 +86,10 @@ def test_in_the_process_every_tool_runs_and_errors_are_sentences(workspace: Work
         ("check_rules", {**QUESTION, "path": "/etc/passwd"}),
         ("check_rules", {**QUESTION, "workspace": 1}),
         ("check_rules", {"case_id": "/etc/passwd", "protocols": []}),
+        ("describe_case", {"case_id": 5}),
+        ("describe_case", {}),
+        ("simulate_tumor", {"case_id": "two", "protocols": ["Cisplatin | Lipiodol"], "seeds": list(range(1000))}),
+        ("simulate_tumor", {"case_id": "two", "protocols": ["Cisplatin | Lipiodol"], "seeds": 3}),
     )
     server = build_server(workspace)
     tools, (described, simulated, *refused) = asyncio.run(talk(server, *calls))
@@ -95,8 +99,20 @@ def test_in_the_process_every_tool_runs_and_errors_are_sentences(workspace: Work
     assert simulated.structured_content is not None
     assert len(simulated.structured_content["outcomes"]) == 1
     assert all(result.is_error for result in refused)
-    for result, words in zip(refused, ("Aspirin", "profile", "path", "workspace", "known cases are: two"), strict=True):
+    said = (
+        "Aspirin",
+        "profile",
+        "path",
+        "workspace",
+        "known cases are: two",
+        "case_id: Input should be a valid string",
+        "case_id: Field required",
+        "1000 simulations (protocols times seeds) are too many",
+        "seeds: Input should be a valid list",
+    )
+    for result, words in zip(refused, said, strict=True):
         assert words in text_of(result)
+        assert "pydantic" not in text_of(result)
         assert "Traceback" not in text_of(result)
 
 

@@ -52,7 +52,7 @@ def test_json_an_empty_file_and_a_field_left_unknown(tmp_path: Path) -> None:
         ("prior_mitomycin: 20 mg\nprior_mitomycin_mg: 30", "gives prior_mitomycin_mg twice"),
         ("technique: ctace\ntechnique: ctace", "stands twice"),
         ("- ctace", "not a mapping"),
-        ("technique: [", "not valid YAML"),
+        ("technique: [", "is not valid YAML or JSON: expected the node content, but found '<stream end>' (line 1)."),
     ],
 )
 def test_what_is_refused_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:

@@ -105,6 +105,19 @@ def test_errors_are_one_sentence_and_an_exit_code(tmp_path, case, world, argumen
     assert not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_before_the_search_begins_tells_how_to_go_on(tmp_path, case, world, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agent.cli.plan._go", interrupted)
+    done = mewm("plan", case, "--run", tmp_path / "run")
+    assert done.exit_code == 130
+    assert f"Stopped; resume with: mewm resume {tmp_path / 'run'}" in done.stderr
+    monkeypatch.undo()
+    monkeypatch.setattr(agent.services, "make_services", fake_services(world))
+    assert mewm("resume", tmp_path / "run").exit_code == 0
+
+
 def test_stated_session_facts_reach_the_rules_the_run_and_the_command(tmp_path, case, world):
     stated = tmp_path / "session.yaml"
     stated.write_text("technique: ctace\nprior_mitomycin: 20 mg\nsuperselective: true\n")
