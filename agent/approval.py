@@ -47,6 +47,7 @@ class GateRequest(PlanModel):
     protocol: str | None = Field(default=None, description="the protocol of the plan; None where all are blocked")
     runners_up: tuple[str, ...] = ()
     blocks: tuple[str, ...] = Field(default=(), description="rules that block it: approving needs an override reason")
+    warnings: tuple[str, ...] = Field(default=(), description="rules that warn of it")
     problem: str = Field(default="", description="why the last answer could not be used")
 
 
@@ -132,9 +133,9 @@ def edited_protocol(answer: GateAnswer, formulary: Formulary) -> Protocol:
     return protocol
 
 
-def blocking(findings: Sequence[RuleFinding]) -> tuple[str, ...]:
-    """The rules among the findings that block, each as one sentence with its id."""
-    fired = [f for f in findings if f.status == "fired" and f.strength == "block"]
+def blocking(findings: Sequence[RuleFinding], strength: Literal["block", "warn"] = "block") -> tuple[str, ...]:
+    """The rules among the findings that block, or that warn, each as one sentence with its id."""
+    fired = [f for f in findings if f.status == "fired" and f.strength == strength]
     return tuple(dict.fromkeys(f"{f.rule_id}: {f.message.rstrip('.')}." for f in fired))
 
 
@@ -143,6 +144,11 @@ def blocks_of(plan: Plan) -> tuple[str, ...]:
     if plan.chosen is None:
         return ()
     return blocking([*(f for f in plan.rules if f.protocol is None), *plan.chosen.findings])
+
+
+def warnings_of(plan: Plan) -> tuple[str, ...]:
+    """The rules that warn of the chosen protocol; none where nothing is proposed."""
+    return blocking(plan.chosen.findings, "warn") if plan.chosen is not None else ()
 
 
 class ApprovalNodes(PlanNodes):
@@ -302,6 +308,7 @@ def plan_request(state: PlannerState, plan: Plan) -> GateRequest:
         protocol=chosen.assessed.key if chosen else None,
         runners_up=tuple(place.assessed.key for place in plan.runners_up),
         blocks=blocks_of(plan) if chosen else blocking(plan.blocked_by),
+        warnings=warnings_of(plan),
         problem=state.gate_problem,
     )
 

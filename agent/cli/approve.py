@@ -37,6 +37,7 @@ def waiting_panel(waiting: Waiting) -> Panel:
         lines += [Text(f"or {key}", style="dim") for key in value["runners_up"]]
         ways = "approve | edit to X + Y | Z because ... | reject because ..."
     lines += [Text(f"Blocked by {text}", style="bold red") for text in value["blocks"]]
+    lines += [Text(f"Warning {text}", style="yellow") for text in value.get("warnings", ())]
     if value["blocks"] and value["protocol"]:
         ways = "approve, override because ... | edit to X + Y | Z | reject because ..."
     lines += [Text(value["question"]), Text(ways, style="dim")]

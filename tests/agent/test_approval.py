@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from agent.approval import GateAnswer, GateRequest
+from agent.approval import GateAnswer, GateRequest, warnings_of
 from agent.events import NodeStarted, Planned, Proposed, Waiting
 from agent.plan import read_plan
 from agent.run import open_run, start_run
@@ -22,6 +22,7 @@ from agent.trace import read_trace
 from models.errors import ApprovalError, RunError
 from models.protocol import Protocol
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
+from tests.agent.report.made_plan import made_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = PlannerSettings(actions="hcc_tace_seg", drug_horizon=2, embolic_horizon=1)
@@ -205,6 +206,12 @@ def test_a_new_protocol_with_a_dose_is_checked_and_simulated_on_the_common_seeds
     go(run, world, reply(again, "approve"))
     nodes = [d.node for d in read_trace(tmp_path / "run" / "trace.jsonl") if d.kind == "node"]
     assert nodes[-7:] == ["approve_plan", "simulate", "segment", "score", "revise", "approve_plan", "report"]
+
+
+def test_the_rules_that_warn_of_the_choice_are_shown_at_the_gate():
+    plan = made_plan()
+    assert warnings_of(plan) == ("C01: More than 15 ml of Lipiodol is above the label.",)
+    assert warnings_of(plan.model_copy(update={"chosen": None})) == ()
 
 
 def forbid_beads(keys, complete):

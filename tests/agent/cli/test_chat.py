@@ -162,7 +162,7 @@ WAITS = Waiting(
     interrupt_id="abc",
     value={
         "gate": "plan", "case_id": "anna", "question": "May it be?", "protocol": "A | B", "runners_up": ["C | D"],
-        "blocks": ["D09: No."], "problem": "", "drugs": [], "embolics": [], "removed": [],
+        "blocks": ["D09: No."], "warnings": ["D08: Much."], "problem": "", "drugs": [], "embolics": [], "removed": [],
     },
 )  # fmt: skip
 
@@ -173,6 +173,7 @@ def test_the_terminal_asks_until_there_is_an_answer():
     assert (answer.decision, answer.by, answer.override_reason) == ("approve", "Dr Chen", "it is fine")
     shown = typist.file.getvalue()
     assert "Blocked by D09: No." in shown
+    assert "Warning D08: Much." in shown
     assert "That is no answer" in shown
     assert "a rejection needs a reason" in shown
 

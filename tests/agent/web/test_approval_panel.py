@@ -86,9 +86,11 @@ def test_what_is_missing_is_said(world):
         with pytest.raises(ApprovalError, match=sentence):
             made_answer(waiting, *given)
     blocked = waiting.model_copy(
-        update={"value": {**waiting.value, "gate": "plan", "blocks": ["D09: no."], "protocol": "Cisplatin | Lipiodol"}}
-    )
+        update={"value": {**waiting.value, "gate": "plan", "blocks": ["D09: no."], "warnings": ["D08: much."],
+                          "protocol": "Cisplatin | Lipiodol"}}
+    )  # fmt: skip
     with pytest.raises(ApprovalError, match="overriding"):
         made_answer(blocked, "approve", "Dr Chen")
     assert made_answer(blocked, "approve", "Dr Chen", override="asked for").override_reason == "asked for"
     assert "Blocked by D09: no." in card_html(blocked, chat)
+    assert "Warning D08: much." in card_html(blocked, chat)
