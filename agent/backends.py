@@ -99,7 +99,11 @@ class Backend(BaseModel):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must be a web address that starts with http:// or https://")
-        if parts.port == 0:  # reading it is what checks that it is a number below 65536
+        try:
+            port = parts.port
+        except ValueError:  # its own words would tell the value, which could be a key
+            port = 0
+        if port == 0:
             raise ValueError("must have a port from 1 to 65535, or none")
         if parts.username or parts.password or parts.query:
             raise ValueError("must hold no user, password or query; the key belongs into an environment variable")

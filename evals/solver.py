@@ -440,7 +440,11 @@ class PlannerAgent:
             "alone_trace": _leave_trace(job, watch, folder),
         }
         if watch.exceeded is not None or state.degraded or state.proposal is None:
-            why = watch.exceeded or " ".join(dict.fromkeys(state.degraded)) or "the planner asked it nothing"
+            why = (
+                watch.exceeded
+                or " ".join(dict.fromkeys(state.degraded))
+                or "the rules block the patient: it was not asked"
+            )
             return {"alone": None, "alone_status": "invalid", "alone_why": why, **told}
         drugs, embolics = ([c.item for c in side] for side in (state.proposal.drugs, state.proposal.embolics))
         said = TaceProtocol(drugs=tuple(drugs), embolics=tuple(embolics))

@@ -268,8 +268,10 @@ class Clause:
         if group.mixed or group.bound or self._bare or _cue(self._context(group)):
             return True
         # "A was infused, then B": what was done with A is done with B
-        elided = load_words().pattern("elided").fullmatch(group.left)
-        return group.first > 0 and elided is not None and self.told(group.first - 1)
+        before = group.first - 1
+        if before < 0 or not load_words().pattern("elided").fullmatch(group.left):
+            return False
+        return self.status(before) is None and self.told(before)
 
     @cached_property
     def _bare(self) -> bool:
@@ -304,12 +306,8 @@ class Clause:
         with_beads = any(m.name == BEADS for m in here)
         if group.bound or (with_beads and words.pattern("roles.bound").search(context) and not emulsion):
             return "embolised", True, False
-        if (
-            emulsion
-            or group.mixed
-            or (with_oil and not infused)
-            or (with_oil and words.pattern("roles.mixed").search(context))
-        ):
+        mixed = group.mixed or (with_oil and words.pattern("roles.mixed").search(context))
+        if emulsion or mixed or (with_oil and not infused):
             return "emulsified", False, False
         if infused:
             return "infused", False, False

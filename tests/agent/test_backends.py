@@ -77,7 +77,7 @@ BAD_FILES = [
     ({"backends": {"lab": {**LEAST, "api_key": KEY}}}, "'lab' in .* can't be used: api_key: unknown key"),
     ({"backends": {"lab": {**LEAST, "structured": KEY}}}, "'lab' in .*structured: Input should be 'json_schema'"),
     ({"backends": {"lab": {**LEAST, "base_url": "gpu-box:8000"}}}, "base_url: must be a web address"),
-    ({"backends": {"lab": {**LEAST, "base_url": "http://gpu-box:80x/v1"}}}, "base_url: Port could not be cast"),
+    ({"backends": {"lab": {**LEAST, "base_url": "http://gpu-box:80x/v1"}}}, "base_url: must have a port from 1"),
     ({"backends": {"lab": {**LEAST, "base_url": "http://gpu-box:0/v1"}}}, "base_url: must have a port from 1"),
     ({"backends": {"lab": {**LEAST, "base_url": f"https://me:{KEY}@host/v1"}}}, "must hold no user, password"),
     ({"backends": {"lab": {**LEAST, "base_url": f"https://host/v1?key={KEY}"}}}, "must hold no user, password"),
