@@ -133,7 +133,7 @@ def edited_protocol(answer: GateAnswer, formulary: Formulary) -> Protocol:
     return protocol
 
 
-def blocking(findings: Sequence[RuleFinding], strength: Literal["block", "warn"] = "block") -> tuple[str, ...]:
+def fired_rules(findings: Sequence[RuleFinding], strength: Literal["block", "warn"] = "block") -> tuple[str, ...]:
     """The rules among the findings that block, or that warn, each as one sentence with its id."""
     fired = [f for f in findings if f.status == "fired" and f.strength == strength]
     return tuple(dict.fromkeys(f"{f.rule_id}: {f.message.rstrip('.')}." for f in fired))
@@ -143,12 +143,12 @@ def blocks_of(plan: Plan) -> tuple[str, ...]:
     """The rules that block the chosen protocol, or the patient as a whole; none where nothing is proposed."""
     if plan.chosen is None:
         return ()
-    return blocking([*(f for f in plan.rules if f.protocol is None), *plan.chosen.findings])
+    return fired_rules([*(f for f in plan.rules if f.protocol is None), *plan.chosen.findings])
 
 
 def warnings_of(plan: Plan) -> tuple[str, ...]:
     """The rules that warn of the chosen protocol; none where nothing is proposed."""
-    return blocking(plan.chosen.findings, "warn") if plan.chosen is not None else ()
+    return fired_rules(plan.chosen.findings, "warn") if plan.chosen is not None else ()
 
 
 class ApprovalNodes(PlanNodes):
@@ -307,7 +307,7 @@ def plan_request(state: PlannerState, plan: Plan) -> GateRequest:
         question="May this plan be reported as approved?" if chosen else "Do you agree that nothing is proposed?",
         protocol=chosen.assessed.key if chosen else None,
         runners_up=tuple(place.assessed.key for place in plan.runners_up),
-        blocks=blocks_of(plan) if chosen else blocking(plan.blocked_by),
+        blocks=blocks_of(plan) if chosen else fired_rules(plan.blocked_by),
         warnings=warnings_of(plan),
         problem=state.gate_problem,
     )
@@ -347,7 +347,7 @@ def edit_text(edit: PlanEdit, places: Sequence[Finalist]) -> str:
                 f"The objective of {edit.instead_of}, which it replaces, is {margin.mean:+.3f} against it (lower is "
                 f"better{seen}, n = {margin.n} common seeds{tie})."
             )
-    if blocks := blocking(places[0].findings):
+    if blocks := fired_rules(places[0].findings):
         lines.append(f"Rules block it: {' '.join(blocks)}")
     return " ".join(lines)
 

@@ -27,6 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.errors import BackendError, InputError
+from models.strict_yaml import StrictLoader, yaml_place
 
 if TYPE_CHECKING:
     import httpx2
@@ -196,11 +197,9 @@ def _faults(exc: ValidationError) -> str:
 
 def _read(text: str, origin: str) -> dict[str, Backend]:
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=StrictLoader)  # a SafeLoader
     except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        place = f" (line {mark.line + 1})" if mark else ""
-        raise InputError(f"The backend file {origin} is not valid YAML{place}: correct it.") from None
+        raise InputError(f"The backend file {origin} is not valid YAML{yaml_place(exc)}: correct it.") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or set(content) != {"backends"} or not isinstance(content["backends"], dict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.approval import blocking
+from agent.approval import fired_rules
 from agent.assess import estimate, median_months, response_summary
 from agent.contest import Difference, paired
 from agent.digest import figure, terms_text
@@ -88,7 +88,7 @@ def row_text(row: Compared, before_ml: float, weights: GoalWeights) -> str:
         parts.append(f"oil-like {100 * response.oil_fraction.mean:.0f} %")
     if row.median_survival_months is not None:
         parts.append(f"median survival {row.median_survival_months:g} months by the model")
-    end = "" if row.allowed else f" Blocked by rules: {' '.join(blocking(row.findings)) or 'a rule on the patient.'}"
+    end = "" if row.allowed else f" Blocked by rules: {' '.join(fired_rules(row.findings)) or 'a rule on the patient.'}"
     return "; ".join(parts) + "." + end
 
 

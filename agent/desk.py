@@ -19,12 +19,11 @@ from agent.approval import GateAnswer
 from agent.chat_store import ChatStore, PlanKind, PlanRow, Thread
 from agent.deidentify import NEUTRAL_ID
 from agent.events import Event, Planned, Proposed, Waiting
-from agent.nodes import RunStopped
 from agent.plan import Plan
 from agent.run import MakeServices, Run, Standing, case_facts, open_run, start_run
 from agent.settings import PlannerSettings
 from models.case import Case, safe_name
-from models.errors import InputError, MewmError
+from models.errors import InputError, MewmError, RunStopped
 from tools.registry import RegisteredTool, build_tools
 from tools.workspace import Workspace
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.approval import blocking, blocks_of
+from agent.approval import blocks_of, fired_rules
 from agent.goal import GoalWeights
 from agent.plan import AssessedProtocol, Estimate, Finalist, Plan
 from agent.run import Standing
@@ -23,7 +23,7 @@ def plan_digest(plan: Plan) -> dict[str, Any]:
         "runners_up": [finalist_digest(place) for place in plan.runners_up],
         "cannot_be_told_apart_from_chosen": list(plan.ties),
         "share_of_resamples_that_chosen_wins": None if plan.confidence is None else round(plan.confidence, DIGITS),
-        "blocked_by": list(blocking(plan.blocked_by)),
+        "blocked_by": list(fired_rules(plan.blocked_by)),
         "goal": {"note": plan.goal.note, "weights": plan.goal.weights, "effect": plan.goal.changed},
         "action_space": [note.item for note in plan.proposals if note.kept],
         "taken_out": {note.item: note.reason for note in plan.proposals if not note.kept and note.rule_id},
@@ -51,9 +51,7 @@ def finalist_digest(place: Finalist) -> dict[str, Any]:
     return {
         **assessed_digest(place.assessed),
         "behind_chosen_by": estimate_digest(place.margin),
-        "warnings": [
-            f"{f.rule_id}: {f.message}" for f in place.findings if f.status == "fired" and f.strength == "warn"
-        ],
+        "warnings": list(fired_rules(place.findings, "warn")),
     }
 
 
@@ -116,7 +114,7 @@ def plan_text(plan: Plan, name: str) -> str:
     if (chosen := plan.chosen) is None:
         if plan.rejected:
             return f"{name}: the action space was rejected, so nothing is proposed."
-        why = " ".join(blocking(plan.blocked_by))
+        why = " ".join(fired_rules(plan.blocked_by))
         whom = "for this patient" if plan.patient_blocked else "of those that were tried"
         return f"{name}: the rules leave no protocol {whom}. {why}".strip()
     a = chosen.assessed

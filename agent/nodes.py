@@ -19,15 +19,9 @@ from agent.plan import Plan, RuleFinding
 from agent.policy import Policy
 from agent.state import CaseFacts, Conditions, PlannerState, Verdict
 from agent.trace import Recorder, short
-from models.errors import MewmError
+from models.errors import RunStopped
 from models.formulary import Formulary
 from tools.rulebook import CheckRulesResult, Finding
-
-
-class RunStopped(MewmError):
-    """The run was stopped on purpose (Ctrl-C, a stop button) and can be resumed."""
-
-    exit_code = 130
 
 
 class Tool(Protocol):

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from agent.approval import GateAnswer, answer_fault
 from agent.events import Event, Planned, Proposed, Waiting, events
 from agent.files import unwritable, write_text
-from agent.nodes import RunStopped, Services
+from agent.nodes import Services
 from agent.plan import Approval, Plan
 from agent.planner import build_planner
 from agent.run_record import FORMAT_VERSION, OPTIONS, RunRecord
@@ -39,7 +39,7 @@ from agent.state import STATE_TYPES, CaseFacts, PlannerInput, PlannerState
 from agent.trace import write_trace
 from agent.what_if import changes_shown
 from models.case import Case, remove_empty
-from models.errors import ApprovalError, CaseError, MewmError, RunError
+from models.errors import ApprovalError, CaseError, MewmError, RunError, RunStopped
 from models.formulary import Formulary
 
 LEFT = (

@@ -225,7 +225,7 @@ def _stoppable(again: str) -> Iterator[None]:
     Raises:
         typer.Exit: it was stopped; `again` is the command that goes on.
     """
-    from agent.nodes import RunStopped
+    from models.errors import RunStopped
 
     try:
         yield

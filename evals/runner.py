@@ -28,7 +28,6 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from agent.files import write_text
-from agent.nodes import RunStopped
 from evals.datasets import Dataset, EvalCase
 from evals.judge import judge_answer
 from evals.results import (
@@ -51,7 +50,7 @@ from evals.results import (
     safe_folder,
 )
 from evals.solver import GENERATED, Agent, CaseJob
-from models.errors import InputError, MewmError, RunError
+from models.errors import InputError, MewmError, RunError, RunStopped
 
 LOGGED = ("f1", "jaccard", "precision", "recall")
 """Metrics of the lead gold variant that inspect's own log and viewer show; the report has all of them."""

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from agent.compare import compare
 from agent.events import Decided, Event, Planned, ToolStarted, events
 from agent.llm_policy import LlmPolicy
-from agent.nodes import RunStopped, Services, Tool
+from agent.nodes import Services, Tool
 from agent.plan import Plan
 from agent.planner import build_planner
 from agent.policy import CaseSummary
@@ -36,7 +36,7 @@ from evals.alone import ModelAlone
 from evals.answer_cache import in_epoch
 from evals.datasets import EvalCase
 from evals.results import Answer, Limits, NodeUse, RiskCurve, SimulatedRisk, Stage, Status, Usage
-from models.errors import MewmError
+from models.errors import MewmError, RunStopped
 from models.protocol import Protocol as TaceProtocol
 from tools.check_rules import judge_protocols
 from tools.rule_facts import SessionFacts, known_agents

@@ -24,14 +24,13 @@ from pathlib import Path
 
 import torch
 
-from agent.nodes import RunStopped
 from evals.answer_cache import cached_answers
 from evals.datasets import Dataset, EvalCase
 from evals.prepare import Evaluation, agent_for
 from evals.results import ANSWER, CASES, Answer, BaselineAnswers, EvalRun, RunSpec, safe_folder
 from evals.runner import Done, Session, prepare_folder, read_kept, run_evaluation
 from evals.solver import Agent, CaseJob
-from models.errors import RunError
+from models.errors import RunError, RunStopped
 
 MOST_BY_DEFAULT = 4
 """Processes that a command takes by itself: each holds 1 to 1.5 GB."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import RecordError
+from models.strict_yaml import StrictLoader, yaml_fault
 
 _QUANTITY = re.compile(r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\d.,]))\s*(.*)", re.IGNORECASE | re.DOTALL)
 _CHILD_PUGH = {"A": (5, 6), "B": (7, 9), "C": (10, 15)}  # Child-Pugh classes by points [B]
@@ -203,42 +204,6 @@ class ClinicalRecord(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-class StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, which plain YAML would silently overwrite.
-
-    Everything that it refuses is a `yaml.YAMLError`, also where PyYAML lets other errors through because a value is not
-    what its form or tag says (a 30th of February, ``!!bool 7``) or is nested without end.
-    """
-
-    def get_single_data(self) -> Any:
-        """The one document of the stream as plain values.
-
-        Raises:
-            yaml.YAMLError: It is not valid, or a value is not what it claims to be.
-        """
-        try:
-            return super().get_single_data()
-        except RecursionError:
-            raise yaml.constructor.ConstructorError(None, None, "it is nested too deeply") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise yaml.constructor.ConstructorError(None, None, f"a value is not what it claims ({error})") from error
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping of a node; raises ConstructorError where a key stands twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def yaml_fault(error: yaml.YAMLError) -> str:
-    """What is wrong with a YAML text and in which line, without the reader's own picture of it."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
-        return error.problem + (f" (line {error.problem_mark.line + 1})" if error.problem_mark else "")
-    return _one_line(error)
-
-
 def field_label(name: str) -> str:
     """What a person calls a field of the record: ``Total bilirubin`` for ``bilirubin_mg_dl``.
 
@@ -329,7 +294,3 @@ def _explain(error: ValidationError) -> str:
     # YAML 1.1 reads the words yes, no, on and off as true and false: the file need not say what is told here
     yaml_word = " (YAML reads an unquoted yes, no, on or off so)" if isinstance(first["input"], bool) else ""
     return f"{where} is {first['input']!r}{yaml_word}: {message[0].lower()}{message[1:]}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -114,3 +114,9 @@ class DownloadError(MewmError):
     """Data that did not arrive whole, or that the disk has no room for."""
 
     exit_code = 8
+
+
+class RunStopped(MewmError):
+    """The run was stopped on purpose (Ctrl-C, a stop button) and can be resumed."""
+
+    exit_code = 130

@@ -39,6 +39,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import InputError
+from models.strict_yaml import StrictLoader, yaml_fault
 
 Role = Literal["observe", "propose", "refine", "nominate", "explain", "chat", "extract_report"]
 ROLES: tuple[Role, ...] = ("observe", "propose", "refine", "nominate", "explain", "chat", "extract_report")
@@ -183,7 +184,8 @@ class Prompt:
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             what = _said(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             inner = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
-            place = f" at '{template.splitlines()[inner[-1] - 1].strip()}'" if inner and inner[-1] else ""
+            line = template.split("\n")[inner[-1] - 1].strip() if inner and inner[-1] else ""
+            place = f" at '{line}'" if line else ""
             raise InputError(f"The prompt {self.id} can't be rendered{place}: {what}; correct its text.") from error
 
 
@@ -219,11 +221,11 @@ def read_prompt(path: Path) -> Prompt:
     end = next(i for i, line in enumerate(lines[1:], start=1) if line.strip() == _FENCE)
     body = "\n".join(lines[end + 1 :])
     try:
-        head = FrontMatter.model_validate(yaml.safe_load("\n".join(lines[1:end])))
+        head = FrontMatter.model_validate(yaml.load("\n".join(lines[1:end]), Loader=StrictLoader))  # a SafeLoader
         used = meta.find_undeclared_variables(_ENVIRONMENT.parse(body))
     except yaml.YAMLError as error:
-        where = line_of(error, above=1)
-        raise InputError(f"The head of the prompt file {path} is not valid YAML{where}; correct it.") from error
+        what = yaml_fault(error, above=1)
+        raise InputError(f"The head of the prompt file {path} is not valid YAML: {what}; correct it.") from error
     except ValidationError as error:
         raise InputError(f"The prompt file {path} is not valid ({first_fault(error)}); correct it.") from error
     except TemplateError as error:
@@ -236,17 +238,6 @@ def read_prompt(path: Path) -> Prompt:
             f"but uses {', '.join(sorted(used)) or 'none'}; make them the same."
         )
     return Prompt(head=head, template=body, content_hash=hashlib.sha256(raw).hexdigest(), text=text)
-
-
-def line_of(error: yaml.YAMLError, above: int = 0) -> str:
-    """Where a YAML text is broken, as words for a message; empty where that is not known.
-
-    Args:
-        error: What the reader said.
-        above: Lines of the file above that text.
-    """
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f" (line {mark.line + 1 + above})" if mark is not None else ""
 
 
 def first_fault(error: ValidationError) -> str:

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import InputError
-from prompts.loader import ROLES, Prompt, Role, first_fault, line_of, load_prompt, prompt_root, prompt_sets
+from models.strict_yaml import StrictLoader, yaml_fault
+from prompts.loader import ROLES, Prompt, Role, first_fault, load_prompt, prompt_root, prompt_sets
 
 DEFAULT_SET = "mewm"
 SET_FILE = "set.yaml"
@@ -105,12 +106,12 @@ def load_prompt_set(name: str) -> PromptSet:
 
 def _head(path: Path) -> SetHead:
     try:
-        return SetHead.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return SetHead.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader))  # a SafeLoader
     except OSError as error:
         raise InputError(f"The file {path} can't be read ({error.strerror}); every prompt set has one.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The file {path} is not UTF-8 text; save it as UTF-8.") from error
     except yaml.YAMLError as error:
-        raise InputError(f"The file {path} is not valid YAML{line_of(error)}; correct it.") from error
+        raise InputError(f"The file {path} is not valid YAML: {yaml_fault(error)}; correct it.") from error
     except ValidationError as error:
         raise InputError(f"The file {path} is not valid ({first_fault(error)}); correct it.") from error

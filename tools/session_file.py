@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from models.clinical_record import StrictLoader, yaml_fault
 from models.errors import InputError
+from models.strict_yaml import StrictLoader, yaml_fault
 from tools.rule_facts import SessionFacts
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*(\S.*)")

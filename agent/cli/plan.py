@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from models.errors import RunStopped
+
 if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside the commands
     from agent.approval import GateAnswer
     from agent.events import Planned, Waiting
@@ -22,8 +24,8 @@ if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside 
 
 DEMO = "demo"
 DEMO_FOLDER = Path("cases") / DEMO
-STOPPED, NOTHING_PROPOSED = 130, 6
-"""Exit codes: the user stopped the run; the rules block every protocol, or a person rejected what was proposed."""
+NOTHING_PROPOSED = 6
+"""Exit code: the rules block every protocol, or a person rejected what was proposed."""
 
 Strategy = Literal["beam", "paper", "exhaustive"]
 ActionSet = Literal["policy", "in_house", "hcc_tace_seg"]
@@ -228,10 +230,10 @@ def execute(run: Run, as_json: bool, answer: GateAnswer | None = None, by: str =
     """
     try:
         _execute(run, as_json, answer, by)
-    except KeyboardInterrupt:
+    except (RunStopped, KeyboardInterrupt):
         again = f"Stopped; resume with: mewm resume {run.folder}"
         Console(stderr=True).print(again, soft_wrap=True, highlight=False)
-        raise typer.Exit(STOPPED) from None
+        raise typer.Exit(RunStopped.exit_code) from None
 
 
 def _execute(run: Run, as_json: bool, answer: GateAnswer | None, by: str) -> None:
@@ -272,22 +274,18 @@ def _go(run: Run, answer: GateAnswer | None, errors: Console) -> tuple[Planned |
     """Run until the plan is there or a gate waits; and the plan that waits, where one does."""
     from agent.cli.plan_view import Progress
     from agent.events import Planned, Proposed, Waiting
-    from agent.run import RunStopped
     from agent.services import make_services
 
     stop = threading.Event()
     end: Planned | Waiting | None = None
     proposed: Plan | None = None
-    try:
-        with stopping(stop), Progress(errors, run.record.settings.budget) as progress:
-            for event in run.execute(make_services, stop, answer):
-                progress.show(event)
-                if isinstance(event, Planned | Waiting):
-                    end = event
-                elif isinstance(event, Proposed):
-                    proposed = event.plan
-    except RunStopped:
-        raise KeyboardInterrupt from None  # as in the seconds before the run begins: `execute` tells how to go on
+    with stopping(stop), Progress(errors, run.record.settings.budget) as progress:
+        for event in run.execute(make_services, stop, answer):
+            progress.show(event)
+            if isinstance(event, Planned | Waiting):
+                end = event
+            elif isinstance(event, Proposed):
+                proposed = event.plan
     assert end is not None  # a run ends with its plan, at a gate or with an error
     return end, proposed
 

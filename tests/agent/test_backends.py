@@ -92,6 +92,7 @@ BAD_FILES = [
     ({"endpoints": {}}, "must hold one mapping named 'backends'"),
     ("backends:\n  lab: [unclosed", r"not valid YAML \(line \d"),
     ("backends: {a: 1\n\tb: 2}", "not valid YAML"),
+    ("backends: {}\nbackends: {}\n", r"not valid YAML \(line 1\)"),
 ]
 
 

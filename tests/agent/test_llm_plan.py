@@ -14,11 +14,10 @@ import agent.services
 from agent.cli.main import app
 from agent.events import Planned
 from agent.guideline import GuidelinePolicy
-from agent.nodes import RunStopped
 from agent.report.grounds import origin_rows
 from agent.run import open_run, start_run
 from agent.trace import TIMING_FIELDS, read_trace
-from models.errors import InputError
+from models.errors import InputError, RunStopped
 from prompts.loader import prompt_root
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 from tests.agent.llm_script import (

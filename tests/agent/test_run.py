@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from agent.plan import read_plan
-from agent.run import RunStopped, open_run, start_run
+from agent.run import open_run, start_run
 from agent.settings import PlannerSettings
 from agent.trace import TIMING_FIELDS, read_trace
 from models.case import Case, ImageMeta, write_case
-from models.errors import CaseError, PlanningError, RunError, ToolError, WeightsError
+from models.errors import CaseError, PlanningError, RunError, RunStopped, ToolError, WeightsError
 from models.volume import Volume
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 

@@ -7,9 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
-from agent.nodes import RunStopped
 from evals.runner import run_evaluation
 from evals.solver import PlannerAgent, shared
+from models.errors import RunStopped
 from tests.agent.fake_tools import FakeWorld, fake_services
 from tests.evals.fake_dataset import SETTINGS, dataset, spec
 from tests.evals.test_runner import baselines

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from agent.guideline import GuidelinePolicy
-from agent.nodes import RunStopped
 from agent.policy import Choice, Proposal, Provenance
 from agent.trace import read_trace
 from evals.compare import Side, compare
@@ -36,7 +35,7 @@ from evals.results import (
 from evals.runner import run_evaluation
 from evals.solver import CaseJob, PlannerAgent, shared, usage_of
 from models.clinical_record import ClinicalRecord
-from models.errors import CaseError, RunError
+from models.errors import CaseError, RunError, RunStopped
 from models.protocol import Dose, Protocol
 from tests.agent.fake_tools import FakeWorld, fake_services
 from tests.evals.fake_dataset import SETTINGS, SPACE, FakeCase, Says, dataset, protocol, spec

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.nodes import RunStopped
 from evals.prepare import Evaluation
 from evals.results import ANSWER, CASES, Answer, Limits
 from evals.runner import run_evaluation
 from evals.solver import PlannerAgent, shared
 from evals.workers import Job, default_processes, run_in_processes
-from models.errors import CaseError, RunError
+from models.errors import CaseError, RunError, RunStopped
 from tests.agent.fake_tools import FakeWorld, fake_services
 from tests.evals.fake_dataset import SETTINGS, dataset, spec
 from tests.evals.test_runner import CONSTANT, baselines, plain
@@ -144,7 +143,7 @@ def test_a_worker_that_dies_or_has_a_bug_ends_the_evaluation_and_keeps_what_was_
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_and_a_kill_leave_no_process_behind_and_the_evaluation_goes_on(tmp_path, folder, sent):
     script = (
-        "import sys; from pathlib import Path; from agent.nodes import RunStopped\n"
+        "import sys; from pathlib import Path; from models.errors import RunStopped\n"
         "from tests.evals.test_workers import job, planner, run\n"
         "if __name__ == '__main__':\n"
         "    try: run([job(Path(sys.argv[1]))], planner, processes=2)\n"

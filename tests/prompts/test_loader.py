@@ -82,7 +82,9 @@ def test_a_mistake_in_a_template_is_a_sentence_with_its_line(tmp_path: Path, tex
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("version: 2\nrole", "version: [1\nrole", r"is not valid YAML \(line \d+\); correct it"),
+        ("version: 2\nrole", "version: [1\nrole", r"is not valid YAML: .+ \(line \d+\); correct it"),
+        ("version: 2\nrole", "version: 2\nversion: 3\nrole", r"the key 'version' stands twice \(line 2\); correct"),
+        ("version: 2\nrole", "version: 2020-02-30\nrole", r"is not valid YAML: a value is not what it claims"),
         ("version: 2\nrole", "version: two\nrole", r"is not valid \(version: Input should be a valid integer"),
         ("Hello", "Hel{% lo", r"is no valid template in line 11: Encountered unknown tag .lo.; correct"),
     ],

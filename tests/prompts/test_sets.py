@@ -71,7 +71,8 @@ def test_a_set_of_one_s_own_takes_the_rest_from_a_shipped_one(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ("title: [", r"is not valid YAML \(line 1\); correct it"),
+        ("title: [", r"is not valid YAML: .+ \(line 1\); correct it"),
+        ("title: mine\ntitle: ours\n", r"the key 'title' stands twice \(line 1\); correct"),
         ("title: mine\n", "source: Field required"),
         (HEAD + "author: me\n", "author"),
         (HEAD + "takes_from: {poem: mewm}\n", "takes_from.poem"),
