@@ -29,7 +29,7 @@ from models.networks.denoiser import Denoiser
 from models.networks.preset import Preset
 from models.phantom.pool import PatchPool
 from models.training.denoiser import train_denoiser
-from models.training.loop import FINAL, METRICS, Budget, Cadence, RunResult, run_training
+from models.training.loop import FINAL, METRICS, Cadence, RunOptions, RunResult, run_training
 from models.training.pool import Pool
 from models.weights import DEFAULT_WEIGHTS, load_world_model, read_manifest
 
@@ -67,7 +67,7 @@ def preset_for(name: str, preset: Preset) -> Preset:
 
 def train_baseline(
     name: str, pool: Pool, out: Path, *, weights: Path = DEFAULT_WEIGHTS, minutes: float = MINUTES,
-    steps: int | None = None, seed: int = 0, cadence: Cadence | None = None,
+    steps: int | None = None, seed: int = 0,
 ) -> RunResult:  # fmt: skip
     """Train one of `NAMES` in `out/name`, or go on.
 
@@ -79,7 +79,6 @@ def train_baseline(
         minutes: Training time.
         steps: Overrides `minutes` and makes the run reproducible.
         seed: Of weights and batches.
-        cadence: How often things are written.
 
     Raises:
         RunError: see `run_training`.
@@ -87,19 +86,14 @@ def train_baseline(
     model = load_world_model(weights)
     preset = preset_for(name, model.preset)
     identity = read_manifest(weights).files["autoencoder.safetensors"].sha256[:12]
-    pace = cadence or Cadence(validate_every=0.25)
+    options = RunOptions(seed=seed, minutes=minutes, steps=steps, resume=True, cadence=Cadence(validate_every=0.25))
     if name != REGRESSOR:
         share_latents(out, name)
-        return train_denoiser(
-            pool, preset, model.autoencoder, out / name, autoencoder_id=identity, seed=seed, minutes=minutes,
-            steps=steps, resume=True, cadence=pace,
-        )  # fmt: skip
+        return train_denoiser(pool, preset, model.autoencoder, out / name, options, autoencoder_id=identity)
     torch.manual_seed(seed)
     digest = hashlib.sha256(f"{preset.model_dump_json()} {pool.data_hash} {seed}".encode()).hexdigest()
-    return run_training(
-        RegressorTask(pool, preset), preset.training.survival, out / name, seed=seed, budget=Budget(minutes, steps),
-        fingerprint=f"{name} {digest[:16]}", resume=True, cadence=pace,
-    )  # fmt: skip
+    task = RegressorTask(pool, preset)
+    return run_training(task, preset.training.survival, out / name, options, fingerprint=f"{name} {digest[:16]}")
 
 
 def share_latents(out: Path, name: str) -> None:

@@ -24,7 +24,7 @@ from models.errors import InputError, MewmError
 from models.networks.preset import Preset
 from models.phantom.pool import PatchPool
 from models.training.denoiser import train_denoiser
-from models.training.loop import FINAL, Cadence
+from models.training.loop import FINAL, Cadence, RunOptions
 from models.training.pool import Pool
 from models.weights import (
     DEFAULT_WEIGHTS,
@@ -63,9 +63,8 @@ def preset_without(what: str, preset: Preset) -> Preset:
 
 
 def train_without(
-    what: str, pool: Pool, out: Path, *, weights: Path = DEFAULT_WEIGHTS, steps: int, seed: int = 0,
-    cadence: Cadence | None = None, command: str = "",
-) -> Manifest:  # fmt: skip
+    what: str, pool: Pool, out: Path, *, weights: Path = DEFAULT_WEIGHTS, steps: int, seed: int = 0, command: str = ""
+) -> Manifest:
     """Train the denoiser without a part in `out/without_WHAT`, or go on, and write its bundle there.
 
     Args:
@@ -75,7 +74,6 @@ def train_without(
         weights: Bundle whose other networks are taken.
         steps: Of training.
         seed: Of weights and batches.
-        cadence: How often things are written.
         command: For the provenance.
 
     Raises:
@@ -86,10 +84,9 @@ def train_without(
     preset = preset_without(what, model.preset)
     folder = out / f"without_{what}"
     share_latents(out, folder.name)
-    train_denoiser(
-        pool, preset, model.autoencoder, folder, autoencoder_id=shipped.files["autoencoder.safetensors"].sha256[:12],
-        seed=seed, steps=steps, resume=True, cadence=cadence or Cadence(validate_every=0.25),
-    )  # fmt: skip
+    identity = shipped.files["autoencoder.safetensors"].sha256[:12]
+    options = RunOptions(seed=seed, steps=steps, resume=True, cadence=Cadence(validate_every=0.25))
+    train_denoiser(pool, preset, model.autoencoder, folder, options, autoencoder_id=identity)
     denoiser = build_network("denoiser", preset)
     denoiser.load_state_dict(load_file(folder / FINAL))
     networks = {name: model.part(name) for name in PARTS} | {"denoiser": denoiser}

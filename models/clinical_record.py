@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import RecordError
-from models.strict_yaml import StrictLoader, yaml_fault
+from models.strict_yaml import read_mapping
 
 _QUANTITY = re.compile(r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\d.,]))\s*(.*)", re.IGNORECASE | re.DOTALL)
 _CHILD_PUGH = {"A": (5, 6), "B": (7, 9), "C": (10, 15)}  # Child-Pugh classes by points [B]
@@ -142,21 +142,7 @@ class ClinicalRecord(BaseModel):
         Raises:
             RecordError: the file is missing or unreadable, or `from_mapping` refuses its content.
         """
-        path = Path(path)
-        if path.suffix.lower() not in (".yaml", ".yml", ".json"):
-            raise RecordError(f"The clinical record {path} is neither YAML nor JSON; give a .yaml, .yml or .json file.")
-        try:
-            data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)  # a SafeLoader
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise RecordError(f"The clinical record {path} can't be read: {reason}.") from error
-        except yaml.YAMLError as error:
-            raise RecordError(f"The clinical record {path} is not valid YAML or JSON: {yaml_fault(error)}.") from error
-        if data is None:
-            return cls()
-        if not isinstance(data, Mapping):
-            raise RecordError(f"The clinical record {path} is not a mapping of field names to values.")
-        return cls.from_mapping(data)
+        return cls.from_mapping(read_mapping(Path(path), "clinical record", RecordError))
 
     @classmethod
     def from_mapping(cls, data: Mapping[Any, Any]) -> ClinicalRecord:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from models.errors import MewmError
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -35,6 +38,33 @@ class StrictLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path, what: str, refuse: type[MewmError]) -> dict[Hashable, Any]:
+    """Read a file of field names and values that a person wrote.
+
+    Args:
+        path: ``.yaml``, ``.yml`` or ``.json``; an empty file has no fields.
+        what: what the file is, for messages: ``clinical record``.
+        refuse: the error of such a file.
+
+    Raises:
+        MewmError: of the type `refuse`: another kind of file, unreadable, not valid, or no mapping.
+    """
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        raise refuse(f"The {what} {path} is neither YAML nor JSON; give a .yaml, .yml or .json file.")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)  # a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise refuse(f"The {what} {path} can't be read: {reason}.") from error
+    except yaml.YAMLError as error:
+        raise refuse(f"The {what} {path} is not valid YAML or JSON: {yaml_fault(error)}.") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise refuse(f"The {what} {path} is not a mapping of field names to values.")
+    return data
 
 
 def yaml_fault(error: yaml.YAMLError, above: int = 0) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from models.errors import InputError
-from models.strict_yaml import StrictLoader, yaml_fault
+from models.strict_yaml import read_mapping
 from tools.rule_facts import SessionFacts
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*(\S.*)")
@@ -34,19 +33,7 @@ def load_session(path: Path) -> SessionFacts:
         InputError: the file can't be read, a field is unknown or given twice, a value is impossible, or a unit is
             missing or another than the field's.
     """
-    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
-        raise InputError(f"The session file {path} is neither YAML nor JSON; give a .yaml, .yml or .json file.")
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)  # a SafeLoader
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise InputError(f"The session file {path} can't be read: {reason}.") from exc
-    except yaml.YAMLError as exc:
-        raise InputError(f"The session file {path} is not valid YAML or JSON: {yaml_fault(exc)}.") from exc
-    if data is None:
-        return SessionFacts()
-    if not isinstance(data, Mapping):
-        raise InputError(f"The session file {path} is not a mapping of field names to values.")
+    data = read_mapping(path, "session file", InputError)
     values: dict[str, Any] = {}
     for key, raw in data.items():
         name = _field(str(key).strip(), path)

@@ -60,7 +60,7 @@ def _run(
     steps: int | None, resume: bool, given: Path | None, mix: str | None, changes: list[str] | None, device: str,
 ) -> None:  # fmt: skip
     from models.networks.preset import Preset
-    from models.training.loop import FINAL
+    from models.training.loop import FINAL, RunOptions
     from models.training.parts import absent_for_simulations, choose_device, train_part
     from models.training.processes import Processes
 
@@ -78,10 +78,8 @@ def _run(
         if me.first and (absent := absent_for_simulations(name, out)):
             typer.echo(f"There is no trained {' and no '.join(absent)} in {out}: the {name} sees no simulated scans.")
         finished = (out / name / FINAL).exists()
-        result = train_part(
-            name, pool, preset, out, origin=origin, device=place, seed=seed, minutes=budgets[name],
-            steps=steps, resume=resume,
-        )  # fmt: skip
+        options = RunOptions(seed=seed, minutes=budgets[name], steps=steps, resume=resume)
+        result = train_part(name, pool, preset, out, options, origin=origin, device=place)
         if not me.first:
             continue
         # what was really run, for the provenance of the exported weights; a finished network was not trained again

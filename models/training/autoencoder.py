@@ -19,7 +19,7 @@ from models.networks.autoencoder import Autoencoder
 from models.networks.critic import Critics
 from models.networks.preset import Preset
 from models.networks.segmenter import Tissue
-from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, run_training
 from models.training.losses import gradient_difference, weighted_l1, weighted_square
 from models.training.perceptual import critic_loss, feature_matching_loss, fooling_loss, perceptual_loss
 from models.training.pictures import mosaic
@@ -165,36 +165,25 @@ def measure_latents(network: Autoencoder, pool: Pool, preset: Preset, count: int
     network.set_latent_statistics(values.mean(1), values.std(1))
 
 
-def train_autoencoder(
-    pool: Pool, preset: Preset, out: Path, *, seed: int = 0, minutes: float | None = None, steps: int | None = None,
-    resume: bool = False, cadence: Cadence | None = None, mixed_precision: bool | None = None,
-    stop_after: int | None = None, device: str = "cpu",
-) -> RunResult:  # fmt: skip
+def train_autoencoder(pool: Pool, preset: Preset, out: Path, options: RunOptions, device: str = "cpu") -> RunResult:
     """Train in `out`; see `models.training.loop.run_training` for what is written there.
 
     Args:
         pool: patches of many patients.
         preset: sizes and settings.
         out: folder of the run.
-        seed: of weights and batches.
-        minutes: budget; None takes the preset's.
-        steps: overrides `minutes` and makes the run reproducible.
-        resume: continue the run in `out`.
-        cadence: how often things are written.
-        mixed_precision: None asks the device.
-        stop_after: see `run_training`.
+        options: seed, budget and so on.
         device: where to train.
 
     Raises:
         RunError: see `run_training`.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     task = AutoencoderTask(pool, preset, device)
     if not pool.train.size:
         raise RunError("The pool has no training patients; make a larger one.")
     return run_training(
-        task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
-        fingerprint=f"{preset.fingerprint('autoencoder')} {pool.data_hash} seed {seed}", resume=resume, cadence=cadence,
-        mixed_precision=mixed_precision, stop_after=stop_after,
+        task, task.training, out, options,
+        fingerprint=f"{preset.fingerprint('autoencoder')} {pool.data_hash} seed {options.seed}",
         finish=lambda network: measure_latents(network, pool, preset),  # type: ignore[arg-type]
     )  # fmt: skip

@@ -22,7 +22,7 @@ from models.networks.denoiser import Denoiser, sample
 from models.networks.preset import Preset
 from models.training.contrastive import Combos, change_inside, combo_contrastive_loss
 from models.training.latents import Latents, compute_latents
-from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, run_training
 from models.training.losses import denoising_loss, paired_effect_loss, region_weights
 from models.training.pictures import mosaic
 from models.training.pool import Pool, hu_to_unit
@@ -212,10 +212,8 @@ class DenoiserTask:
 
 
 def train_denoiser(
-    pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, *, autoencoder_id: str, seed: int = 0,
-    minutes: float | None = None, steps: int | None = None, resume: bool = False, cadence: Cadence | None = None,
-    mixed_precision: bool | None = None, stop_after: int | None = None,
-) -> RunResult:  # fmt: skip
+    pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, options: RunOptions, *, autoencoder_id: str
+) -> RunResult:
     """Train in `out` (see `run_training`); the pool's latents are computed first, into `out/latents`,
     and the response head is trained.
 
@@ -225,25 +223,15 @@ def train_denoiser(
         pool: patches of many patients.
         preset: sizes and settings.
         out: folder of the run.
-        seed: of weights and batches.
-        minutes: budget; None takes the preset's.
-        steps: overrides `minutes` and makes the run reproducible.
-        resume: continue the run in `out`.
-        cadence: how often things are written.
-        mixed_precision: None asks the device.
-        stop_after: see `run_training`.
+        options: seed, budget and so on.
 
     Raises:
         RunError: see `run_training`.
     """
     me = Processes.join()
     latents = me.in_turn(lambda: compute_latents(autoencoder, pool, preset, out / "latents", autoencoder_id))
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     task = DenoiserTask(pool, preset, latents, autoencoder)
-    fingerprint = f"{preset.fingerprint('denoiser')} {pool.data_hash} {autoencoder_id} seed {seed}"
-    me.in_turn(lambda: task.fit_response(out / RESPONSE, fingerprint, seed))
-    return run_training(
-        task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
-        fingerprint=fingerprint, resume=resume,
-        cadence=cadence or Cadence(validate_every=0.2), mixed_precision=mixed_precision, stop_after=stop_after,
-    )  # fmt: skip
+    fingerprint = f"{preset.fingerprint('denoiser')} {pool.data_hash} {autoencoder_id} seed {options.seed}"
+    me.in_turn(lambda: task.fit_response(out / RESPONSE, fingerprint, options.seed))
+    return run_training(task, task.training, out, options, fingerprint=fingerprint, validate_every=0.2)

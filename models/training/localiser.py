@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.networks.localiser import Localiser, Region
 from models.networks.preset import Preset
-from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, run_training
 from models.training.pictures import mosaic
 from models.training.pool import Pool, another_scanner, hu_to_unit
 
@@ -123,33 +123,22 @@ class LocaliserTask:
         return logits.argmax(1)[0].cpu()
 
 
-def train_localiser(
-    pool: Pool, preset: Preset, out: Path, *, seed: int = 0, minutes: float | None = None, steps: int | None = None,
-    resume: bool = False, cadence: Cadence | None = None, mixed_precision: bool | None = None,
-    stop_after: int | None = None, device: str = "cpu",
-) -> RunResult:  # fmt: skip
+def train_localiser(pool: Pool, preset: Preset, out: Path, options: RunOptions, device: str = "cpu") -> RunResult:
     """Train in `out`; see `run_training`.
 
     Args:
         pool: patches of many patients.
         preset: sizes and settings.
         out: folder of the run.
-        seed: of weights and batches.
-        minutes: budget; None takes the preset's.
-        steps: overrides `minutes` and makes the run reproducible.
-        resume: continue the run in `out`.
-        cadence: how often things are written.
-        mixed_precision: None asks the device.
-        stop_after: see `run_training`.
+        options: seed, budget and so on.
         device: "cpu" or "cuda".
 
     Raises:
         RunError: see `run_training`.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     task = LocaliserTask(pool, preset, device)
     return run_training(
-        task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
-        fingerprint=f"{preset.fingerprint('localiser')} {pool.data_hash} seed {seed}", resume=resume,
-        cadence=cadence or Cadence(validate_every=0.25), mixed_precision=mixed_precision, stop_after=stop_after,
+        task, task.training, out, options, validate_every=0.25,
+        fingerprint=f"{preset.fingerprint('localiser')} {pool.data_hash} seed {options.seed}",
     )  # fmt: skip

@@ -94,6 +94,29 @@ class Cadence:
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How a network is trained, whichever it is.
+
+    Attributes:
+        seed: of weights and batches.
+        minutes: budget; None takes the preset's.
+        steps: overrides `minutes` and makes the run reproducible.
+        resume: continue the run in its folder; one that is already finished returns at once.
+        cadence: how often things are written; None takes what suits the network.
+        mixed_precision: None asks the device.
+        stop_after: leave (with a checkpoint) when this step is reached, as if interrupted.
+    """
+
+    seed: int = 0
+    minutes: float | None = None
+    steps: int | None = None
+    resume: bool = False
+    cadence: Cadence | None = None
+    mixed_precision: bool | None = None
+    stop_after: int | None = None
+
+
+@dataclass(frozen=True)
 class RunResult:
     """Where a training run stands."""
 
@@ -143,42 +166,38 @@ def _append(path: Path, step: int, seconds: float, split: str, values: Mapping[s
 
 
 def run_training(
-    task: Task, preset: TrainingPreset, out: Path, *, seed: int, budget: Budget, fingerprint: str, resume: bool,
-    cadence: Cadence | None = None, mixed_precision: bool | None = None, stop_after: int | None = None,
-    finish: Callable[[nn.Module], None] | None = None,
+    task: Task, preset: TrainingPreset, out: Path, options: RunOptions, *, fingerprint: str,
+    validate_every: float = 0.1, finish: Callable[[nn.Module], None] | None = None,
 ) -> RunResult:  # fmt: skip
     """Train `task.network` in `out` until the budget is spent.
 
     Args:
         task: network (on its device), loss and validation; it may be `Adversarial`.
-        preset: batch-independent settings: learning rate, weight decay, EMA, warm-up, early stop.
+        preset: batch-independent settings: minutes, learning rate, weight decay, EMA, warm-up, early stop.
         out: folder of this network's run: checkpoint, metrics.csv, tensorboard, samples/*.png, at the end
             final.safetensors (the averaged weights; with an early stop those of the best validation).
-        seed: of the batches.
-        budget: when to stop.
+        options: seed, budget and so on.
         fingerprint: of data, preset and seed; a resumed run must have the same.
-        resume: continue the run in `out`; a run that is already finished returns at once.
-        cadence: how often things are written.
-        mixed_precision: None asks the device.
+        validate_every: share of the run, where the options have no cadence.
         finish: called with the averaged network before the last validation and `final.safetensors`.
-        stop_after: leave (with a checkpoint) when this step is reached, as if interrupted.
 
     Raises:
         RunError: `out` already holds a run and `resume` is off, the run there is another one or lacks its checkpoint,
             or the loss is not finite.
     """
-    pace = cadence or Cadence()
+    pace = options.cadence or Cadence(validate_every=validate_every)
+    budget = Budget(options.minutes or preset.minutes, options.steps)
     me = Processes.join()
     try:
         (out / "samples").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"The training folder {out} can't be written: {error.strerror}.") from error
-    if (out / CHECKPOINT).exists() and not resume:
+    if (out / CHECKPOINT).exists() and not options.resume:
         raise RunError(f"{out} already holds a training run; pass --resume to continue it or choose another --out.")
     if (out / FINAL).exists() and not (out / CHECKPOINT).exists():
         raise RunError(f"{out} holds a trained network without its checkpoint; remove it or choose another --out.")
-    run = _Run(task, preset, out, seed, fingerprint, mixed_precision, me)
-    if resume and (out / CHECKPOINT).exists():
+    run = _Run(task, preset, out, options, fingerprint, me)
+    if options.resume and (out / CHECKPOINT).exists():
         run.restore()
     elif me.first:
         for name in (METRICS, BEST):
@@ -203,7 +222,7 @@ def run_training(
                 run.next_validation += pace.validate_every
                 run.check(reached)
                 run.network.train()
-            if stop_after is not None and run.step >= stop_after:
+            if options.stop_after is not None and run.step >= options.stop_after:
                 run.save()
                 me.wait()
                 return RunResult(run.average, run.step, run.spent, run.metrics, finished=False)
@@ -221,15 +240,14 @@ class _Run:
     """State of a run: what a checkpoint holds, and the steps that change it."""
 
     def __init__(
-        self, task: Task, preset: TrainingPreset, out: Path, seed: int, fingerprint: str,
-        mixed_precision: bool | None, me: Processes,
-    ) -> None:  # fmt: skip
+        self, task: Task, preset: TrainingPreset, out: Path, options: RunOptions, fingerprint: str, me: Processes
+    ) -> None:
         self.task, self.preset, self.out, self.me = task, preset, out, me
         self.fingerprint = me.fingerprint(fingerprint)
-        self.mixed_precision = mixed_precision
-        torch.manual_seed(seed)
-        self.seed = seed
-        self.rng = np.random.default_rng(seed)
+        self.mixed_precision = options.mixed_precision
+        self.seed = options.seed
+        torch.manual_seed(self.seed)
+        self.rng = np.random.default_rng(self.seed)
         self.network = task.network
         self.device = next(self.network.parameters()).device
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()

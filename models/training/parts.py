@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from models.training.denoiser import train_denoiser
 from models.training.drawings import Painter
 from models.training.export import load_trained, load_trained_autoencoder
 from models.training.localiser import train_localiser
-from models.training.loop import FINAL, RunResult
+from models.training.loop import FINAL, RunOptions, RunResult
 from models.training.pool import Pool
 from models.training.segmenter import train_segmenter
 from models.training.simulations import Simulator
@@ -48,8 +47,8 @@ def absent_for_simulations(name: PartName, out: Path) -> tuple[PartName, ...]:
 
 
 def train_part(
-    name: PartName, pool: Pool, preset: Preset, out: Path, *, origin: str = "synthetic", device: str = "cpu",
-    **budget: Any,
+    name: PartName, pool: Pool, preset: Preset, out: Path, options: RunOptions, *, origin: str = "synthetic",
+    device: str = "cpu",
 ) -> RunResult:  # fmt: skip
     """Train one network in `out/<name>`.
 
@@ -61,23 +60,22 @@ def train_part(
         pool: patches.
         preset: sizes and settings.
         out: folder of the run of all networks.
+        options: seed, budget and so on.
         origin: of the pool's data.
         device: "cpu" or "cuda".
-        budget: seed, minutes, steps, resume, cadence and so on, see `train_autoencoder`.
 
     Raises:
         WeightsError: a network that this one needs is not trained.
         RunError: see `run_training`.
     """
     if name == "autoencoder":
-        return train_autoencoder(pool, preset, out / name, device=device, **budget)
+        return train_autoencoder(pool, preset, out / name, options, device)
     if name == "localiser":
-        return train_localiser(pool, preset, out / name, device=device, **budget)
+        return train_localiser(pool, preset, out / name, options, device)
     autoencoder, identity = load_trained_autoencoder(out, preset)
     autoencoder.to(device)
-    common: dict[str, Any] = {"autoencoder_id": identity, **budget}
     if name == "denoiser":
-        return train_denoiser(pool, preset, autoencoder, out / name, **common)
+        return train_denoiser(pool, preset, autoencoder, out / name, options, autoencoder_id=identity)
     denoiser, denoiser_id = None, "none"
     absent = absent_for_simulations(name, out)
     if "denoiser" not in absent:
@@ -86,12 +84,15 @@ def train_part(
         denoiser = network.to(device)
     if name == "segmenter":
         return train_segmenter(
-            pool, preset, autoencoder, out / name, denoiser=denoiser, denoiser_id=denoiser_id, **common
-        )
+            pool, preset, autoencoder, out / name, options, autoencoder_id=identity, denoiser=denoiser,
+            denoiser_id=denoiser_id,
+        )  # fmt: skip
     simulator = None
     if denoiser is not None and not absent:
         network, segmenter_id = load_trained("segmenter", out, preset)
         assert isinstance(network, Segmenter)
         painter = Painter(autoencoder.eval(), denoiser.eval(), f"{identity} {denoiser_id}")
         simulator = Simulator(painter, network.to(device).eval(), f"{painter.identity} {segmenter_id}")
-    return train_survival(pool, preset, autoencoder, out / name, origin=origin, simulator=simulator, **common)
+    return train_survival(
+        pool, preset, autoencoder, out / name, options, autoencoder_id=identity, origin=origin, simulator=simulator
+    )

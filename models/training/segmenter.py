@@ -28,7 +28,7 @@ from models.networks.segmenter import Segmenter, Tissue, segmenter_input
 from models.patch import feather
 from models.training.drawings import Drawings, Painter, composite, draw_pool
 from models.training.latents import latent_mask
-from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, run_training
 from models.training.pictures import mosaic
 from models.training.pool import Pool, another_scanner, crop_around, crop_holding, fits, hu_to_unit, random_flips
 from models.training.processes import Processes
@@ -296,10 +296,8 @@ def _viable_share(classes: Tensor, mask: Tensor) -> float:
 
 
 def train_segmenter(
-    pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, *, autoencoder_id: str, seed: int = 0,
-    minutes: float | None = None, steps: int | None = None, resume: bool = False, cadence: Cadence | None = None,
-    mixed_precision: bool | None = None, stop_after: int | None = None, denoiser: Denoiser | None = None,
-    denoiser_id: str = "none",
+    pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, options: RunOptions, *, autoencoder_id: str,
+    denoiser: Denoiser | None = None, denoiser_id: str = "none",
 ) -> RunResult:  # fmt: skip
     """Train in `out`; see `run_training`.
 
@@ -309,13 +307,7 @@ def train_segmenter(
         pool: patches of many patients.
         preset: sizes and settings.
         out: folder of the run.
-        seed: of weights and batches.
-        minutes: budget; None takes the preset's.
-        steps: overrides `minutes` and makes the run reproducible.
-        resume: continue the run in `out`.
-        cadence: how often things are written.
-        mixed_precision: None asks the device.
-        stop_after: see `run_training`.
+        options: seed, budget and so on.
         denoiser: trained, for simulated scans; None leaves them out.
         denoiser_id: of its weights.
 
@@ -332,11 +324,10 @@ def train_segmenter(
         folder = out / "drawings"
         if len(patients):
             drawings = Processes.join().in_turn(lambda: draw_pool(painter, pool, preset, patients, DRAWN_SEED, folder))
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     task = SegmenterTask(pool, preset, autoencoder.eval(), denoiser, drawings)
     return run_training(
-        task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
-        fingerprint=f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} {denoiser_id} seed {seed}",
-        resume=resume,
-        cadence=cadence or Cadence(validate_every=0.5), mixed_precision=mixed_precision, stop_after=stop_after,
+        task, task.training, out, options, validate_every=0.5,
+        fingerprint=f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} {denoiser_id} "
+        f"seed {options.seed}",
     )  # fmt: skip

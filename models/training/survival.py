@@ -22,7 +22,7 @@ from models.networks.survival import SurvivalNet, post_channel, record_vector
 from models.patch import feather
 from models.training.breslow import breslow_survival
 from models.training.drawings import composite
-from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, run_training
 from models.training.losses import cox_efron, discrete_hazard_loss
 from models.training.pool import Pool, hu_to_unit, random_flips
 from models.training.processes import Processes
@@ -247,10 +247,8 @@ def fit_baseline(task: SurvivalTask, network: SurvivalNet, origin: str) -> Survi
 
 
 def train_survival(
-    pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, *, autoencoder_id: str, origin: str = "synthetic",
-    seed: int = 0, minutes: float | None = None, steps: int | None = None, resume: bool = False,
-    cadence: Cadence | None = None, mixed_precision: bool | None = None, stop_after: int | None = None,
-    simulator: Simulator | None = None,
+    pool: Pool, preset: Preset, autoencoder: Autoencoder, out: Path, options: RunOptions, *, autoencoder_id: str,
+    origin: str = "synthetic", simulator: Simulator | None = None,
 ) -> RunResult:  # fmt: skip
     """Train in `out` (see `run_training`); a finished run also leaves `baseline.json` (Breslow).
 
@@ -263,13 +261,7 @@ def train_survival(
         pool: patches of many patients.
         preset: sizes and settings.
         out: folder of the run.
-        seed: of weights and batches.
-        minutes: budget; None takes the preset's.
-        steps: overrides `minutes` and makes the run reproducible.
-        resume: continue the run in `out`.
-        cadence: how often things are written.
-        mixed_precision: None asks the device.
-        stop_after: see `run_training`.
+        options: seed, budget and so on.
         simulator: trained networks; None trains on true scans only.
 
     Raises:
@@ -281,14 +273,13 @@ def train_survival(
         chosen = np.concatenate([pool.train[:number], pool.val[:VALIDATION_PATIENTS]])
         made = simulator
         simulations = me.in_turn(lambda: simulate_pool(made, pool, preset, chosen, out / "simulations"))
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     task = SurvivalTask(pool, preset, autoencoder.eval(), simulations)
     task.fit_linear()
     result = run_training(
-        task, task.training, out, seed=seed, budget=Budget(minutes or task.training.minutes, steps),
+        task, task.training, out, options, validate_every=0.25,
         fingerprint=f"{preset.fingerprint('survival')} {pool.data_hash} {autoencoder_id} "
-        f"{simulator.identity if simulator else 'none'} seed {seed}", resume=resume,
-        cadence=cadence or Cadence(validate_every=0.25), mixed_precision=mixed_precision, stop_after=stop_after,
+        f"{simulator.identity if simulator else 'none'} seed {options.seed}",
     )  # fmt: skip
     if result.finished and me.first and not (out / BASELINE).exists():
         assert isinstance(result.network, SurvivalNet)

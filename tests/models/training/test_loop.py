@@ -15,7 +15,7 @@ from models.errors import RunError
 from models.networks.preset import TrainingPreset
 from models.training.board import FOLDER
 from models.training.checkpoint import FILE as CHECKPOINT
-from models.training.loop import BEST, FINAL, METRICS, Budget, Cadence, RunResult, run_training
+from models.training.loop import BEST, FINAL, METRICS, Cadence, RunOptions, RunResult, run_training
 
 PACE = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.1)
 
@@ -68,10 +68,9 @@ def train(task: Line, out: Path, steps: int = 20, **options: Any) -> RunResult:
         minutes=1.0, batch=8, learning_rate=0.05, weight_decay=0.0, ema=0.5, warmup_steps=1,
         **options.pop("preset", {}),
     )  # fmt: skip
-    return run_training(
-        task, preset, out, seed=3, budget=Budget(1.0, steps), fingerprint="line", cadence=PACE,
-        resume=options.pop("resume", False), mixed_precision=False, **options,
-    )  # fmt: skip
+    finish = options.pop("finish", None)
+    chosen = RunOptions(seed=3, steps=steps, cadence=PACE, mixed_precision=False, **options)
+    return run_training(task, preset, out, chosen, fingerprint="line", finish=finish)
 
 
 def test_an_opponent_is_restored_with_its_optimiser(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from models.training.autoencoder import train_autoencoder
 from models.training.denoiser import LOW_HU, OIL_HU, train_denoiser
 from models.training.export import load_trained_autoencoder
 from models.training.given import Given, conventional, read_given
-from models.training.loop import FINAL, Cadence
+from models.training.loop import FINAL, Cadence, RunOptions
 from models.training.mixed_pool import REAL_FOLDER, Stack, TrainingData, mixed, open_training_data
 from models.training.real_pool import RealPool, write_real_pool
 from models.training.segmenter import train_segmenter
@@ -270,11 +270,11 @@ def test_a_few_steps_on_the_real_patient_and_phantoms(real_data: Path, tmp_path:
     tumour = data.tumour_mask[number] > 0
     share = float((data.post[number, 0][tumour] > OIL_HU).mean())
     assert 0.01 < share < 0.15  # 48 of 1420 ml at this resolution
-    budget = {"steps": 2, "cadence": Cadence(1e9, 1, 1.0), "mixed_precision": False}
-    assert train_autoencoder(data, preset, out / "autoencoder", **budget).finished  # type: ignore[arg-type]
+    options = RunOptions(steps=2, cadence=Cadence(1e9, 1, 1.0), mixed_precision=False)
+    assert train_autoencoder(data, preset, out / "autoencoder", options).finished
     autoencoder, identity = load_trained_autoencoder(out, preset)
     for name, trainer in (("denoiser", train_denoiser), ("segmenter", train_segmenter), ("survival", train_survival)):
-        result = trainer(data, preset, autoencoder, out / name, autoencoder_id=identity, **budget)  # type: ignore[operator]
+        result = trainer(data, preset, autoencoder, out / name, options, autoencoder_id=identity)  # type: ignore[operator]
         assert result.finished
         assert (out / name / FINAL).exists()
     assert (out / "survival" / BASELINE).exists()

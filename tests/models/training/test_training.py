@@ -25,7 +25,16 @@ from models.training.drawings import Drawings, Painter
 from models.training.export import export_bundle, load_trained, unpack_bundle
 from models.training.latents import compute_latents
 from models.training.localiser import LocaliserTask, train_localiser
-from models.training.loop import FINAL, Budget, Cadence, RunResult, Task, learning_rate, run_training, update_average
+from models.training.loop import (
+    FINAL,
+    Cadence,
+    RunOptions,
+    RunResult,
+    Task,
+    learning_rate,
+    run_training,
+    update_average,
+)
 from models.training.parts import train_part
 from models.training.pool import crop_around, hu_to_unit
 from models.training.response import effect_slope
@@ -47,13 +56,17 @@ def _autoencoder(tiny: Preset, pool: FakePool) -> Autoencoder:
     return network
 
 
+def quietly(**options: Any) -> RunOptions:
+    return RunOptions(cadence=QUIET, mixed_precision=False, **options)
+
+
 def _trainer(name: str, pool: FakePool, tiny: Preset) -> Train:
     def train(out: Path, **options: Any) -> RunResult:
-        common = {"cadence": QUIET, "mixed_precision": False, **options}
+        chosen = quietly(**options)
         if name in ("autoencoder", "localiser"):
-            return {"autoencoder": train_autoencoder, "localiser": train_localiser}[name](pool, tiny, out, **common)
+            return {"autoencoder": train_autoencoder, "localiser": train_localiser}[name](pool, tiny, out, chosen)
         trainer = {"denoiser": train_denoiser, "segmenter": train_segmenter, "survival": train_survival}[name]
-        return trainer(pool, tiny, _autoencoder(tiny, pool), out, autoencoder_id="test", **common)  # type: ignore[operator]
+        return trainer(pool, tiny, _autoencoder(tiny, pool), out, chosen, autoencoder_id="test")  # type: ignore[operator]
 
     return train
 
@@ -111,10 +124,7 @@ def test_a_few_steps_lower_the_loss(name: str, steps: int, pool: FakePool, tiny:
     task = _task(name, pool, tiny, tmp_path)
     before = _loss_on_the_same_batches(task)
     options = getattr(tiny.training, name).model_copy(update={"ema": 0.5, "learning_rate": 0.01})
-    run_training(
-        task, options, tmp_path / name, seed=1, budget=Budget(1.0, steps), fingerprint="test", resume=False,
-        cadence=QUIET, mixed_precision=False,
-    )  # fmt: skip
+    run_training(task, options, tmp_path / name, quietly(seed=1, steps=steps), fingerprint="test")
     assert _loss_on_the_same_batches(task) < 0.95 * before
 
 
@@ -358,7 +368,7 @@ def test_trained_networks_become_a_bundle(pool: FakePool, tiny: Preset, tmp_path
     ):  # the second network's note fails: the first is not left
         unpack_bundle(tmp_path / "weights", tmp_path / "half", PARTS, {"denoiser": {"no/folder.txt": ""}})
     assert list((tmp_path / "half").iterdir()) == []
-    train_part("survival", pool, tiny, again, seed=0, steps=1, cadence=QUIET, mixed_precision=False)
+    train_part("survival", pool, tiny, again, quietly(steps=1))
     assert (again / "survival" / "simulations").exists()
     unpack_bundle(tmp_path / "weights", again, ["localiser"], {"localiser": {"note.txt": "read"}})
     assert (again / "localiser" / "note.txt").read_text() == "read"
@@ -385,7 +395,7 @@ def test_a_setting_that_no_weight_shows_is_compared_with_the_training(
     part: Any, name: str, other: Any, pool: FakePool, tiny: Preset, tmp_path: Path
 ) -> None:
     for trained in dict.fromkeys(("autoencoder", part)):
-        train_part(trained, pool, tiny, tmp_path, seed=0, steps=1, cadence=QUIET, mixed_precision=False)
+        train_part(trained, pool, tiny, tmp_path, quietly(steps=1))
     settings = tiny.model_dump()
     settings["denoiser"]["steps"] += 1  # how it is sampled is free
     load_trained(part, tmp_path, Preset.model_validate(settings))
@@ -396,7 +406,7 @@ def test_a_setting_that_no_weight_shows_is_compared_with_the_training(
         load_trained(part, tmp_path, forgotten)
     if part == "denoiser":
         with pytest.raises(WeightsError, match="--set"):  # a later part of the same run
-            train_part("segmenter", pool, forgotten, tmp_path, seed=0, steps=1, cadence=QUIET)
+            train_part("segmenter", pool, forgotten, tmp_path, quietly(steps=1))
 
 
 def test_weights_are_not_exported_under_another_training_than_they_had(
@@ -404,7 +414,7 @@ def test_weights_are_not_exported_under_another_training_than_they_had(
 ) -> None:
     """Else weights trained with contrastive learning could be passed off as trained without it."""
     for trained in ("autoencoder", "denoiser"):
-        train_part(trained, pool, tiny, tmp_path, seed=0, steps=1, cadence=QUIET, mixed_precision=False)
+        train_part(trained, pool, tiny, tmp_path, quietly(steps=1))
     settings = tiny.model_dump()
     settings["training"]["denoiser"]["minutes"] += 1  # how long is the command's to say
     load_trained("denoiser", tmp_path, Preset.model_validate(settings))
@@ -425,7 +435,7 @@ def test_segmenter_and_survival_network_learn_from_simulated_scans(
     pool: FakePool, tiny: Preset, tmp_path: Path
 ) -> None:
     for name in PARTS:
-        train_part(name, pool, tiny, tmp_path, seed=0, steps=2, cadence=QUIET, mixed_precision=False)
+        train_part(name, pool, tiny, tmp_path, quietly(steps=2))
     assert "viable_slope_simulated" in (tmp_path / "segmenter" / "metrics.csv").read_text()
     assert "within_patient_rank_simulated" in (tmp_path / "survival" / "metrics.csv").read_text()
     tissue = np.load(tmp_path / "survival" / "simulations" / "tissue.npy")

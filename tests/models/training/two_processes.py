@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from models.errors import RunError
 from models.networks.preset import Preset
 from models.training.autoencoder import AutoencoderTask, train_autoencoder
-from models.training.loop import Budget, Cadence, RunResult, run_training
+from models.training.loop import Cadence, RunOptions, RunResult, run_training
 from models.training.processes import Processes
 from tests.models.training.conftest import make_pool, shrink
 
@@ -49,9 +50,8 @@ def train_halves(task: Halves, out: Path) -> RunResult:
     settings = Preset.load("small").training.segmenter
     settings = settings.model_copy(update={"learning_rate": 0.05, "weight_decay": 0.0, "ema": 0.5, "warmup_steps": 1})
     return run_training(
-        task, settings, out, seed=3, budget=Budget(1.0, 12), fingerprint="halves", resume=False, cadence=QUIET,
-        mixed_precision=False,
-    )  # fmt: skip
+        task, settings, out, RunOptions(seed=3, steps=12, cadence=QUIET, mixed_precision=False), fingerprint="halves"
+    )
 
 
 def _basics(me: Processes, folder: Path) -> dict[str, Any]:
@@ -112,20 +112,20 @@ def _networks(folder: Path) -> dict[str, Any]:
 
     weights: list[nn.Module] = []
     AutoencoderTask.loss = noted  # type: ignore[method-assign]
-    options: dict[str, Any] = {"seed": 5, "steps": 4, "cadence": QUIET, "mixed_precision": False}
-    result = train_autoencoder(pool, preset, folder / "whole", **options)
+    options = RunOptions(seed=5, steps=4, cadence=QUIET, mixed_precision=False)
+    result = train_autoencoder(pool, preset, folder / "whole", options)
     mine = b"".join(v.detach().contiguous().numpy().tobytes() for v in weights[-1].state_dict().values())
     found = {
         "steps": result.step, "losses": list(losses), "weights": hashlib.sha256(mine).hexdigest(),
         "written": sorted(watched.seen),
     }  # fmt: skip
-    broken = train_autoencoder(pool, preset, folder / "broken", stop_after=2, **options)
+    broken = train_autoencoder(pool, preset, folder / "broken", replace(options, stop_after=2))
     found["stopped"] = [broken.step, broken.finished]
-    train_autoencoder(pool, preset, folder / "broken", resume=True, **options)
+    train_autoencoder(pool, preset, folder / "broken", replace(options, resume=True))
     started = Processes.join
     Processes.join = classmethod(lambda cls: cls())  # type: ignore[assignment, method-assign]
     try:
-        train_autoencoder(pool, preset, folder / "broken", resume=True, **options)
+        train_autoencoder(pool, preset, folder / "broken", replace(options, resume=True))
     except RunError as error:
         found["refused"] = str(error)
     Processes.join = started  # type: ignore[method-assign]
