@@ -21,6 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from agent.plan import Plan
 from agent.trace import Decision
 
+DOING = {
+    "describe_case": "measuring the case",
+    "check_rules": "checking rules",
+    "simulate_tumor": "simulating",
+    "segment": "segmenting",
+    "survival_risk": "scoring risk",
+    "measure_response": "measuring response",
+}
+"""What a tool at work is doing, as people are told: by its name."""
+
 
 class EventBase(BaseModel):
     """Base of the events."""

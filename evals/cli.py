@@ -19,6 +19,19 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from agent.cli.options import (
+    ActionSet,
+    BeamsOption,
+    BudgetOption,
+    DeviceOption,
+    DrugsOption,
+    EmbolicsOption,
+    Profile,
+    ReplicasOption,
+    StepsOption,
+    StrategyOption,
+    StrictOption,
+)
 from evals.study_cli import reader_app, turing_app
 from models.errors import InputError
 
@@ -39,11 +52,7 @@ FAILED, GATE = 1, 9
 """Exit codes: no case has an answer of its own, since all failed or the backend did; a gate was not passed."""
 
 Stage = Literal["propose", "plan"]
-Strategy = Literal["beam", "paper", "exhaustive"]
 Tier = Literal["easy", "standard", "hard"]
-ActionSet = Literal["policy", "in_house", "hcc_tace_seg"]
-Device = Literal["auto", "cpu", "cuda"]
-Profile = Literal["eu", "us", "cn"]
 Parallel = Annotated[
     int | None,
     typer.Option(help="Cases at once in one process, where they wait for a language model: by default 4.", min=1),
@@ -69,7 +78,7 @@ def run(
         str | None, typer.Option("--reasoning-llm", help="Backend that refines and explains; by default --backend.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="Prompt set: a shipped one, or a folder.")] = None,
-    strategy: Annotated[Strategy, typer.Option(help="Search strategy.")] = "beam",
+    strategy: StrategyOption = "beam",
     stage: Annotated[
         Stage, typer.Option(help="The whole plan, or the policy's answer before any simulation.")
     ] = "plan",
@@ -80,20 +89,20 @@ def run(
     data: Annotated[Path | None, typer.Option(help="Folder of imported cases, or the file of the dataset own.")] = None,
     clinical: Annotated[Path | None, typer.Option(help="Clinical table of hcc-tace-seg (XLSX).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the evaluation; one that is there goes on.")] = None,
-    drugs: Annotated[int | None, typer.Option(help="D: drugs to try.", show_default="6")] = None,
-    embolics: Annotated[int | None, typer.Option(help="E: embolic agents to try.", show_default="4")] = None,
-    beams: Annotated[int | None, typer.Option(help="B: beams kept.", show_default="5")] = None,
-    replicas: Annotated[int | None, typer.Option(help="T: most replicas in the search.", show_default="5")] = None,
+    drugs: DrugsOption = None,
+    embolics: EmbolicsOption = None,
+    beams: BeamsOption = None,
+    replicas: ReplicasOption = None,
     drug_horizon: Annotated[int | None, typer.Option(help="Most drugs in a protocol.")] = None,
     embolic_horizon: Annotated[int | None, typer.Option(help="Most embolic agents in a protocol.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Most simulations of a plan.", show_default="1000")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps of a simulation.", show_default="preset")] = None,
+    budget: BudgetOption = None,
+    steps: StepsOption = None,
     actions: Annotated[ActionSet | None, typer.Option(help="Action set; by default that of the gold.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Open rules block instead of warn.")] = False,
+    strict: StrictOption = False,
     profile: Annotated[
         Profile | None, typer.Option(help="Guideline region of the rules; phantom has eu only.", show_default="eu")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    device: DeviceOption = "auto",
     weights: Annotated[Path | None, typer.Option(help="Folder of a weight bundle; by default the shipped one.")] = None,
     without_assistant: Annotated[
         bool, typer.Option("--without-assistant", help="Switch the segmentation of what is left of the tumour off.")
@@ -239,14 +248,14 @@ def table(
     out: Annotated[Path, typer.Option(help="Folder of the table; one that is there goes on.")] = RUNS / "eval-table",
     limit: Annotated[int, typer.Option(help="Synthetic patients.", min=2)] = 100,
     seed: Annotated[int, typer.Option(help="Which synthetic patients, and the planner's first seed.", min=0)] = 0,
-    beams: Annotated[int | None, typer.Option(help="B: beams kept.", show_default="5")] = None,
-    replicas: Annotated[int | None, typer.Option(help="T: most replicas in the search.", show_default="5")] = None,
+    beams: BeamsOption = None,
+    replicas: ReplicasOption = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of a weight bundle; by default the shipped one.")] = None,
     weights_without: Annotated[
         list[str] | None,
         typer.Option(help="contrastive=FOLDER or attenuation=FOLDER: weights that were trained without it."),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    device: DeviceOption = "auto",
     processes: Processes = None,
     publish: Annotated[
         Path | None, typer.Option(help="Folder of the repository that gets the figures as full-table.json and .md.")

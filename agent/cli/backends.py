@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,17 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, help="List the language-model backends, and check whether one works.")
+from agent.cli.options import BackendsOption
 
-UserFile = Annotated[
-    Path | None, typer.Option("--backends", help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
-]
+app = typer.Typer(no_args_is_help=True, help="List the language-model backends, and check whether one works.")
 
 
 @app.command("list")
 def list_(
     json_: Annotated[bool, typer.Option("--json", help="Print the entries as JSON.")] = False,
-    file: UserFile = None,
+    file: BackendsOption = None,
 ) -> None:
     """Print every backend: the built-in ones and those of your own file."""
     from agent.backends import default_user_file, load_backends
@@ -60,7 +57,7 @@ def list_(
 def check(
     name: Annotated[str, typer.Argument(help="Name of the backend.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    file: UserFile = None,
+    file: BackendsOption = None,
 ) -> None:
     """Reach the endpoint and try text, streaming, an image, structured output and a tool call. Costs a few requests."""
     from agent.backend_check import check_backend

@@ -11,7 +11,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from agent.cli.plan import DEMO, ActionSet, Device, Profile, demo_case, llm_settings, stopping
+from agent.cli.options import (
+    ActionsOption,
+    BackendsOption,
+    BudgetOption,
+    ByOption,
+    DeviceOption,
+    ProfileOption,
+    PromptsOption,
+    SeedOption,
+    StrictOption,
+)
+from agent.cli.plan import DEMO, demo_case, llm_settings, stopping
 from models.errors import InputError, MewmError
 
 if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside the command
@@ -32,23 +43,17 @@ def chat(
     thread: Annotated[str | None, typer.Option(help="Open this conversation again.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the conversations.")] = False,
     llm: Annotated[str | None, typer.Option(help="Backend (see `mewm backends list`).", show_default="no LLM")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompt set: a name (`mewm prompts list`) or a folder.", show_default="mewm")
-    ] = None,
-    backends: Annotated[
-        Path | None, typer.Option(help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
-    ] = None,
-    by: Annotated[str, typer.Option("--as", help="Name under your approvals.")] = "",
+    prompts: PromptsOption = None,
+    backends: BackendsOption = None,
+    by: ByOption = "",
     folder: Annotated[Path, typer.Option(help="Where conversations and their plans are kept.")] = FOLDER,
     cases: Annotated[Path, typer.Option(help="Folder of the cases that may be opened by name.")] = CASES,
-    actions: Annotated[ActionSet, typer.Option(help="Action set of the formulary.")] = "policy",
-    profile: Annotated[Profile, typer.Option(help="Guideline region of the rules.")] = "eu",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Rules whose strength is open block instead of warn.")
-    ] = False,
-    budget: Annotated[int | None, typer.Option(help="Most simulations of a plan.", show_default="1000")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the plans.", show_default="0")] = None,
-    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    actions: ActionsOption = "policy",
+    profile: ProfileOption = "eu",
+    strict: StrictOption = False,
+    budget: BudgetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Talk with the agent about a case: plan, ask why and what if, compare, approve. Without a language model the same
     works through a fixed set of requests in plain English: type help.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from agent.cli.options import DeviceOption
 from agent.cli.recorded_command import recorded_command
 from models.errors import InputError
 
-Device = Literal["auto", "cpu", "cuda"]
 WORK = Path("runs") / "evaluate-models"
 
 
@@ -29,7 +29,7 @@ def evaluate_models(
     weights: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default the shipped one.")] = None,
     work: Annotated[Path, typer.Option(help="Folder of what is done; a stopped evaluation goes on there.")] = WORK,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
-    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    device: DeviceOption = "auto",
     planning: Annotated[
         Path | None, typer.Option(help="Result of `python -m evals.planning_table`, for the planning section.")
     ] = None,

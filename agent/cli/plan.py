@@ -9,11 +9,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from agent.cli.options import (
+    ActionsOption,
+    BackendsOption,
+    BeamsOption,
+    BudgetOption,
+    ByOption,
+    DeviceOption,
+    DrugsOption,
+    EmbolicsOption,
+    ProfileOption,
+    PromptsOption,
+    ReplicasOption,
+    SeedOption,
+    StepsOption,
+    StrategyOption,
+    StrictOption,
+)
 from models.errors import RunStopped
 
 if TYPE_CHECKING:  # the planner loads the networks' libraries: imported inside the commands
@@ -27,37 +44,30 @@ DEMO_FOLDER = Path("cases") / DEMO
 NOTHING_PROPOSED = 6
 """Exit code: the rules block every protocol, or a person rejected what was proposed."""
 
-Strategy = Literal["beam", "paper", "exhaustive"]
-ActionSet = Literal["policy", "in_house", "hcc_tace_seg"]
-Profile = Literal["eu", "us", "cn"]
-Device = Literal["auto", "cpu", "cuda"]
-
 
 def plan(
     case: Annotated[str, typer.Argument(help="A case folder, or the word 'demo' for the embedded demo case.")],
     goal: Annotated[str, typer.Option(help="Treatment goal in words, e.g. 'spare liver function'.")] = "",
-    strategy: Annotated[Strategy, typer.Option(help="Search strategy.")] = "beam",
+    strategy: StrategyOption = "beam",
     run: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/<case>-<time>.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print plan.json and nothing else on standard output.")
     ] = False,
-    actions: Annotated[ActionSet, typer.Option(help="Action set of the formulary.")] = "policy",
-    profile: Annotated[Profile, typer.Option(help="Guideline region of the rules.")] = "eu",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Rules whose strength is open block instead of warn.")
-    ] = False,
-    drugs: Annotated[int | None, typer.Option(help="D: drugs to try.", show_default="6")] = None,
-    embolics: Annotated[int | None, typer.Option(help="E: embolic agents to try.", show_default="4")] = None,
-    beams: Annotated[int | None, typer.Option(help="B: beams kept.", show_default="5")] = None,
-    replicas: Annotated[int | None, typer.Option(help="T: most replicas in the search.", show_default="5")] = None,
+    actions: ActionsOption = "policy",
+    profile: ProfileOption = "eu",
+    strict: StrictOption = False,
+    drugs: DrugsOption = None,
+    embolics: EmbolicsOption = None,
+    beams: BeamsOption = None,
+    replicas: ReplicasOption = None,
     drug_horizon: Annotated[int | None, typer.Option(help="Most drugs in a protocol.", show_default="3")] = None,
     embolic_horizon: Annotated[
         int | None, typer.Option(help="Most embolic agents in a protocol.", show_default="2")
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="Most simulations of the run.", show_default="1000")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps of a simulation.", show_default="preset")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default="0")] = None,
-    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    budget: BudgetOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
     session: Annotated[
         Path | None, typer.Option(help="YAML or JSON file with what is known of the session, e.g. technique: ctace.")
     ] = None,
@@ -70,12 +80,8 @@ def plan(
     reasoning_llm: Annotated[
         str | None, typer.Option(help="Backend that refines and explains.", show_default="the policy's")
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompt set: a name (`mewm prompts list`) or a folder.", show_default="mewm")
-    ] = None,
-    backends: Annotated[
-        Path | None, typer.Option(help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
-    ] = None,
+    prompts: PromptsOption = None,
+    backends: BackendsOption = None,
     llm_requests: Annotated[
         int | None, typer.Option(help="Most requests of the plan to backends.", show_default="120")
     ] = None,
@@ -89,7 +95,7 @@ def plan(
     approve_plan: Annotated[
         bool, typer.Option("--approve-plan", help="Wait for approval of the plan before it is reported.")
     ] = False,
-    by: Annotated[str, typer.Option("--as", help="Name under your approvals.")] = "",
+    by: ByOption = "",
     change: Annotated[
         list[str] | None,
         typer.Option(help="What if: another value in the record, as 'creatinine_clearance=20 mL/min'; repeatable."),
@@ -129,7 +135,7 @@ def resume(
     answer: Annotated[
         Path | None, typer.Option(help="JSON file with the answer to what waits; - reads standard input.")
     ] = None,
-    by: Annotated[str, typer.Option("--as", help="Name under your approvals.")] = "",
+    by: ByOption = "",
     spans: Annotated[
         bool, typer.Option("--spans", help="Also write OpenTelemetry spans to spans.jsonl of the run (extra trace).")
     ] = False,

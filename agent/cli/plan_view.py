@@ -14,18 +14,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from agent.events import Degraded, DepthFinished, Event, NodeStarted, ToolFinished, ToolProgress, ToolStarted
+from agent.events import DOING, Degraded, DepthFinished, Event, NodeStarted, ToolFinished, ToolProgress, ToolStarted
 from agent.plan import Estimate, Finalist, Plan, RuleFinding
 from models.clinical_survival import ClinicalRisk
-
-DOING = {
-    "describe_case": "measuring the case",
-    "check_rules": "checking rules",
-    "simulate_tumor": "simulating",
-    "segment": "segmenting",
-    "survival_risk": "scoring risk",
-    "measure_response": "measuring response",
-}
 
 
 class Progress:

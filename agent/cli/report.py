@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agent.cli.options import BackendsOption, PromptsOption
 from models.errors import InputError, MewmError
 
 if TYPE_CHECKING:
@@ -44,12 +45,8 @@ def extract(
             help="Backend that reads instead of the word rules; give several to keep only what they agree on."
         ),
     ] = None,
-    backends: Annotated[
-        Path | None, typer.Option(help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompt set: a name (`mewm prompts list`) or a folder.", show_default="mewm")
-    ] = None,
+    backends: BackendsOption = None,
+    prompts: PromptsOption = None,
 ) -> None:
     """Extract agents, roles, doses, particle sizes, the level of attenuation and the core action text from a report.
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from agent.cli.plan import ActionSet, Device, Profile, llm_settings, write_demo
+from agent.cli.options import (
+    ActionsOption,
+    BackendsOption,
+    BudgetOption,
+    DeviceOption,
+    ProfileOption,
+    SeedOption,
+    StrictOption,
+)
+from agent.cli.plan import llm_settings, write_demo
 from models.errors import InputError
 
 if TYPE_CHECKING:  # the page's libraries take seconds to load: imported inside the command
@@ -41,17 +50,13 @@ def serve(
         str | None, typer.Option(help="Backend of new conversations (see `mewm backends list`).", show_default="no LLM")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="Prompt set of new conversations.", show_default="mewm")] = None,
-    backends: Annotated[
-        Path | None, typer.Option(help="Your backend file.", show_default="~/.config/mewm/backends.yaml")
-    ] = None,
-    actions: Annotated[ActionSet, typer.Option(help="Action set of the formulary.")] = "policy",
-    profile: Annotated[Profile, typer.Option(help="Guideline region of the rules.")] = "eu",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Rules whose strength is open block instead of warn.")
-    ] = False,
-    budget: Annotated[int | None, typer.Option(help="Most simulations of a plan.", show_default="1000")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the plans.", show_default="0")] = None,
-    device: Annotated[Device, typer.Option(help="Where the networks run.")] = "auto",
+    backends: BackendsOption = None,
+    actions: ActionsOption = "policy",
+    profile: ProfileOption = "eu",
+    strict: StrictOption = False,
+    budget: BudgetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Serve the workbench: open cases, see them in slices, talk with the agent, follow its search, approve its plans.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.events import (
+    DOING,
     Decided,
     Degraded,
     DepthFinished,
@@ -46,15 +47,6 @@ STEP_NAMES = {
     "reject": "Reject",
     "continue": "Go on",
 }
-DOING = {
-    "describe_case": "measuring the case",
-    "check_rules": "checking rules",
-    "simulate_tumor": "simulating",
-    "segment": "segmenting",
-    "survival_risk": "scoring risk",
-    "measure_response": "measuring response",
-}
-"""As the terminal says it (`agent.cli.plan_view`)."""
 _DEPTH = "Next depth"
 _CASE, _END = "Case and action space", "Last comparison, plan and report"
 STAGES = {
