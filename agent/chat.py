@@ -181,7 +181,7 @@ class Chat:
     @property
     def unfinished(self) -> bool:
         """Whether the last turn was cut off."""
-        return bool(self._snapshot().next)
+        return bool(self._snapshot().tasks)
 
     def history(self) -> list[Event]:
         """What was said before, as events."""

@@ -148,7 +148,7 @@ class Run:
         state = self._state(snapshot.values)
         if waiting := _waiting(snapshot):
             return Standing("waiting", waiting, state.plan, state.approvals)
-        if snapshot.next:
+        if snapshot.tasks:
             return Standing("unfinished", approvals=state.approvals)
         return Standing("done", None, state.plan, state.approvals)
 
@@ -181,9 +181,9 @@ class Run:
                         goal=self.record.goal,
                         options=self.record.settings.model_dump(mode="json"),
                     ).model_dump()
-                elif snapshot.next and not waits:
+                elif snapshot.tasks and not waits:
                     self._same_conditions(self._state(snapshot.values), services)
-                if given is not None or (snapshot.next and not waits):
+                if given is not None or (snapshot.tasks and not waits):
                     for event in events(planner, given, _THREAD, durability="sync"):
                         if not isinstance(event, Planned | Waiting):
                             yield event

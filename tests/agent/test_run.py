@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from langgraph.checkpoint.sqlite import SqliteSaver
 
 from agent.plan import read_plan
 from agent.run import open_run, start_run
@@ -82,6 +84,39 @@ def test_killed_again_and_again_inside_the_search_the_run_gives_the_same_plan(tm
     assert set(Counter(world.simulated()).values()) == {1}
     assert plan.execution.from_cache > 0
     assert plan.chosen == read_plan(unbroken / "plan.json").chosen
+
+
+def test_cut_off_after_any_write_of_the_checkpoints_the_run_gives_the_same_plan(tmp_path, case, monkeypatch):
+    """The output of a node and the checkpoint that follows it are two writes, and a kill falls between them too."""
+    unbroken = tmp_path / "unbroken"
+    run = start_run(case, unbroken, PlannerSettings(actions="hcc_tace_seg", beams=1))
+    copies, one_at_a_time = [], threading.Lock()
+
+    def copied(write):
+        def wrote(saver, *arguments, **options):
+            with one_at_a_time:
+                result = write(saver, *arguments, **options)
+                copy = tmp_path / f"{len(copies)}-{write.__name__}"
+                shutil.copytree(unbroken, copy)
+                with closing(sqlite3.connect(copy / "checkpoints.sqlite")) as to:
+                    saver.conn.backup(to)
+                copies.append(copy)
+            return result
+
+        return wrote
+
+    for name in ("put", "put_writes"):
+        monkeypatch.setattr(SqliteSaver, name, copied(getattr(SqliteSaver, name)))
+    finish(run, FakeWorld(tmp_path / "log"))
+    monkeypatch.undo()
+    assert {copy.name.split("-")[1] for copy in copies} == {"put", "put_writes"}
+    assert len(copies) > 20
+    for copy in copies[:-1]:
+        standing = open_run(copy).look()
+        assert standing.status in ("new", "unfinished") or standing.plan is not None, copy.name
+    for copy in copies[:-1:5]:
+        finish(open_run(copy), FakeWorld(tmp_path / "log"))
+        same(copy, unbroken)
 
 
 def test_resuming_a_finished_run_exports_the_same_files_again(tmp_path, case):
