@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from evals.image_regressor import ImageRegressor, RegressorTask
 from evals.simulators import WorldModelSimulator
 from models.engine import Engine
-from models.errors import InputError
+from models.errors import InputError, MewmError
 from models.networks.denoiser import Denoiser
 from models.networks.preset import Preset
 from models.phantom.pool import PatchPool
@@ -172,14 +172,16 @@ def main(argv: Sequence[str] | None = None, train: Callable[..., RunResult] = tr
     console = Console()
     try:
         pool: Any = PatchPool.open(arguments.pool)  # frozen, which the interface of pools does not ask for
+        for name in arguments.only or NAMES:
+            result = train(
+                name, pool, arguments.out, weights=arguments.weights, minutes=arguments.minutes, seed=arguments.seed
+            )
+            figures = ", ".join(f"{key} {value:.3g}" for key, value in result.metrics.items())
+            console.print(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
     except InputError as error:
         parser.error(str(error))
-    for name in arguments.only or NAMES:
-        result = train(
-            name, pool, arguments.out, weights=arguments.weights, minutes=arguments.minutes, seed=arguments.seed
-        )
-        figures = ", ".join(f"{key} {value:.3g}" for key, value in result.metrics.items())
-        console.print(f"{name}: {result.step} steps in {result.seconds / 60:.1f} min; {figures}")
+    except MewmError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

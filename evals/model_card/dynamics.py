@@ -92,9 +92,7 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
     """Simulates random protocols and sets what they do to the tumour beside the truth."""
     wanted = wanted_protocols(scene.patient.seed, count)
     jobs = [(protocol, seed) for protocol in wanted for seed in range(replicas)]
-    scans, viable = simulator.scans(scene.prepared, jobs), simulator.predicted_viable(scene.prepared, jobs)
-    simulated = scene.follow_ups(scans, viable)
-    read = simulated if viable is None else scene.follow_ups(scans)
+    simulated, read = scene.simulated_read_twice(simulator, jobs)
     true = [scene.truth(respond(scene.patient, protocol)) for protocol in wanted]
     rows: list[Row] = [
         {
@@ -129,18 +127,23 @@ def add_risks(scene: Scene, effects: Effects) -> list[FollowUp]:
 
 
 def measure_agents(scene: Scene, simulator: Simulator) -> list[Row]:
-    """The true and the simulated effect of every agent: the protocol with it less the same one without it."""
+    """The true and the simulated effect of every agent: the protocol with it less the same one without it.
+
+    The simulated one twice, as the planner's tool `segment` reads the scans and as they are read without the predicted
+    amount.
+    """
     base, pairs = agent_pairs(scene.patient.seed)
     protocols = [base, *(other for _, other, _ in pairs)]
-    found = scene.simulated(simulator, [(protocol, 0) for protocol in protocols])
+    found, alone = scene.simulated_read_twice(simulator, [(protocol, 0) for protocol in protocols])
     simulated = [np.array(scene.measures(one)) for one in found]
+    read = [np.array(scene.measures(one)) for one in alone]
     true = [np.array(scene.measures(scene.truth(respond(scene.patient, protocol)))) for protocol in protocols]
     rows: list[Row] = []
     for index, (name, _, added) in enumerate(pairs, start=1):
         sign = 1.0 if added else -1.0
         effect = {
             side: Measures(*(sign * (values[index] - values[0])).tolist())._asdict()
-            for side, values in (("true", true), ("simulated", simulated))
+            for side, values in (("true", true), ("simulated", simulated), ("read", read))
         }
         rows.append({"agent": name, **effect})
     return rows
@@ -275,6 +278,7 @@ def control(true: Sequence[float], simulated: Sequence[float]) -> Array:
 def summarise_agents(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Effect recovery per agent: regression of simulated on true effect through the origin, and both means.
 
+    `read_slope` is that of the effects that are read from the simulated scans alone, without the predicted amount.
     Lipiodol has a second line for the oil that it leaves; every agent has one for the viable share.
     """
     out: dict[str, Any] = {}
@@ -285,12 +289,14 @@ def summarise_agents(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
         measures = ["viable", "oil"] if name == "Lipiodol" else ["viable"]
         for measure in measures:
             x, y = (np.array([entry[side][measure] for entry in found]) for side in ("true", "simulated"))
+            alone = np.array([entry["read"][measure] for entry in found])
             sums = np.stack([x * y, x * x, y * y], axis=1)
             spread = np.stack([x * y, x * x, y * y, x, y, np.ones_like(x)], axis=1)
             out[name if measure == "viable" else f"{name} (oil)"] = {
                 "true_effect": mean_figure(x.tolist()),
                 "simulated_effect": mean_figure(y.tolist()),
                 "slope": pooled_figure(sums, slope),
+                "read_slope": pooled_figure(np.stack([x * alone, x * x, alone * alone], axis=1), slope),
                 "patient_slope": pooled_figure(spread, _centred_slope),
             }
     return out

@@ -133,6 +133,12 @@ class Scene:
         """Simulated scans of jobs, read as the planner's tool `segment` reads them."""
         return self.follow_ups(simulator.scans(self.prepared, jobs), simulator.predicted_viable(self.prepared, jobs))
 
+    def simulated_read_twice(self, simulator: Simulator, jobs: Sequence[Job]) -> tuple[list[FollowUp], list[FollowUp]]:
+        """`simulated`, and the same scans read without the predicted amount of viable tumour."""
+        scans, viable = simulator.scans(self.prepared, jobs), simulator.predicted_viable(self.prepared, jobs)
+        alone = self.follow_ups(scans)
+        return (alone if viable is None else self.follow_ups(scans, viable)), alone
+
     def classes(self, scan: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
         """The tissue that the assistant model finds in whole patches (L, S, S, S)."""
         return self.engine.segment(scan, self.prepared.pre, self.prepared.numbers > 0)

@@ -209,7 +209,7 @@ def summarise_risk(rows: Sequence[Sequence[Row]]) -> dict[str, Figure]:
     """Rank correlation over the protocols of a patient of predicted with true risk: what planning needs.
 
     Args:
-        rows: Per patient the rows of `dynamics.measure_protocols`.
+        rows: Per patient the rows of `dynamics.measure_effects` with those of `dynamics.add_risks`.
     """
     true = [[row["true_risk"] for row in patient] for patient in rows]
     on_true = [[row["risk_on_true"] for row in patient] for patient in rows]

@@ -63,7 +63,10 @@ class _Block(nn.Module):
 
 
 class _Mc3(nn.Module):
-    """MC3-18 (mixed convolutions): depth keeps its resolution after the stem; the result is one token per slice."""
+    """MC3-18 (mixed convolutions): depth keeps its resolution after the stem; the result is one token per slice.
+
+    Depth is the first axis of a cube, which runs from left to right: the slices are sagittal, before and after alike.
+    """
 
     def __init__(self, width: int, stem_stride: tuple[int, int, int], input_pool: int) -> None:
         super().__init__()

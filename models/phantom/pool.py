@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,32 +267,28 @@ def _block_file(folder: Path, start: int) -> Path:
 def _write_block(folder: Path, first_seed: int, rows: range, k: int, size: int, finest_mm: float) -> None:
     arrays = {name: np.load(folder / f"{name}.npy.part", mmap_mode="r+") for name in _ARRAYS}
     texts: dict[str, list[object]] = {"protocols": [], "record": [], "given": []}
+    hashes = []
     with threadpool_limits(1):
         for row in rows:
             rendered = _render_patient(first_seed + row, k, size, finest_mm)
+            digest = hashlib.sha256(json.dumps([rendered[name] for name in texts]).encode())
             for name, array in arrays.items():
                 array[row] = rendered[name]
+                digest.update(np.ascontiguousarray(array[row]).tobytes())
             for name, values in texts.items():
                 values.append(rendered[name])
+            hashes.append(digest.hexdigest())
     for array in arrays.values():
         array.flush()
     done = _block_file(folder, rows.start)
     part = done.with_suffix(".part")
-    part.write_text(json.dumps(texts), encoding="utf-8")
+    part.write_text(json.dumps({**texts, "hashes": hashes}), encoding="utf-8")
     part.replace(done)  # the block counts as written once this file has its name
 
 
-def content_hash(folder: Path) -> str:
-    """Short hash of a rendered pool: every action, outcome and label after treatment, and the first scans.
-
-    Everything else (scans and labels before treatment, abdomens, records) follows from the same seeds and code.
-    """
-    digest = hashlib.sha256()
-    for name in ("actions", "true_log_risk", "toxicity", "time_months", "spacing_mm", "shares", "post_labels"):
-        for row in np.load(folder / f"{name}.npy", mmap_mode="r"):  # never the whole array in memory
-            digest.update(np.ascontiguousarray(row).tobytes())
-    digest.update(np.load(folder / "post.npy", mmap_mode="r")[:8].tobytes())
-    return digest.hexdigest()[:16]
+def pool_hash(patients: Sequence[str]) -> str:
+    """Short hash of all that a rendered pool holds, arrays, protocols and records, from those of its patients."""
+    return hashlib.sha256("".join(patients).encode()).hexdigest()[:16]
 
 
 def write_pool(
@@ -367,7 +363,7 @@ def write_pool(
         "protocols": [row for text in texts for row in text["protocols"]],
         "records": [row for text in texts for row in text["record"]],
         "given": [row for text in texts for row in text["given"]],
-        "data_hash": content_hash(out),
+        "data_hash": pool_hash([patient for text in texts for patient in text["hashes"]]),
     }
     temporary = index.with_suffix(".tmp")
     temporary.write_text(json.dumps(meta), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which phantom this is: its version and a hash of everything that its truth is computed from."""
+"""Which phantom this is: its version and a hash of the tables that its truth is computed from."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class AutoencoderTask:
         crops = [self._crop(rng) for _ in range(self.training.batch)]
         x = torch.stack([image for image, _ in crops]).contiguous(memory_format=torch.channels_last_3d).to(self.device)
         weight = torch.stack([heavy for _, heavy in crops]).to(self.device)
-        # the codebook is filled from latents that already mean something
+        # the codebook follows the latents from the first step; the decoder sees codes once it has caught up with them
         share = 0.0 if progress < self.options["unquantised_until"] else self.options["quantised_share"]
         out = self.network(x, quantised_share=share)
         level = weighted_l1(out.image, x, weight)

@@ -54,7 +54,7 @@ def load_checkpoint(
     """Restore in place what `save_checkpoint` wrote; returns `state`.
 
     Raises:
-        RunError: the file is damaged or belongs to other network sizes.
+        RunError: the file is damaged.
     """
     path = folder / FILE
     tensors: dict[str, Tensor] = {}
@@ -66,9 +66,7 @@ def load_checkpoint(
         for prefix, module in _modules(network, average, adversary):
             module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise RunError(
-            f"The checkpoint {path} can't be continued (damaged, or of another preset); start anew."
-        ) from error
+        raise RunError(f"The checkpoint {path} can't be continued (damaged); start anew.") from error
     for prefix, one in _optimisers(optimiser, adversary):
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -81,6 +79,20 @@ def load_checkpoint(
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     rng.bit_generator.state = json.loads(header["rng"])
     state: dict[str, Any] = json.loads(header["state"])
+    return state
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The counters of a checkpoint alone, without its weights.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        with safe_open(folder / FILE, framework="pt") as file:
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"The checkpoint {folder / FILE} can't be continued (damaged); start anew.") from error
     return state
 
 

@@ -22,7 +22,7 @@ from models.networks.denoiser import Denoiser, sample
 from models.networks.preset import Preset
 from models.training.contrastive import Combos, change_inside, combo_contrastive_loss
 from models.training.latents import Latents, compute_latents
-from models.training.loop import RunOptions, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, check_folder, run_training
 from models.training.losses import denoising_loss, paired_effect_loss, region_weights
 from models.training.pictures import mosaic
 from models.training.pool import Pool, hu_to_unit
@@ -228,10 +228,11 @@ def train_denoiser(
     Raises:
         RunError: see `run_training`.
     """
+    fingerprint = f"{preset.fingerprint('denoiser')} {pool.data_hash} {autoencoder_id} seed {options.seed}"
+    check_folder(out, options, fingerprint)
     me = Processes.join()
     latents = me.in_turn(lambda: compute_latents(autoencoder, pool, preset, out / "latents", autoencoder_id))
     torch.manual_seed(options.seed)
     task = DenoiserTask(pool, preset, latents, autoencoder)
-    fingerprint = f"{preset.fingerprint('denoiser')} {pool.data_hash} {autoencoder_id} seed {options.seed}"
     me.in_turn(lambda: task.fit_response(out / RESPONSE, fingerprint, options.seed))
     return run_training(task, task.training, out, options, fingerprint=fingerprint, validate_every=0.2)

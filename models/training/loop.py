@@ -30,7 +30,7 @@ from models.networks.precision import autocast
 from models.networks.preset import TrainingPreset
 from models.training.board import Board
 from models.training.checkpoint import FILE as CHECKPOINT
-from models.training.checkpoint import load_checkpoint, save_checkpoint
+from models.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from models.training.processes import Processes
 
 FINAL = "final.safetensors"
@@ -165,6 +165,34 @@ def _append(path: Path, step: int, seconds: float, split: str, values: Mapping[s
         writer.writerows([step, f"{seconds:.1f}", split, name, f"{value:.6g}"] for name, value in values.items())
 
 
+def check_folder(out: Path, options: RunOptions, fingerprint: str) -> None:
+    """Refuse a folder that this run can't go on in, before anything is made for it or written over.
+
+    Args:
+        out: folder of the network's run; made where it is missing.
+        options: whether to resume.
+        fingerprint: of data, preset and seed.
+
+    Raises:
+        RunError: `out` can't be written, holds a run and `resume` is off, holds another run, or lacks its checkpoint.
+    """
+    try:
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The training folder {out} can't be written: {error.strerror}.") from error
+    if not (out / CHECKPOINT).exists():
+        if (out / FINAL).exists():
+            raise RunError(f"{out} holds a trained network without its checkpoint; remove it or choose another --out.")
+        return
+    if not options.resume:
+        raise RunError(f"{out} already holds a training run; pass --resume to continue it or choose another --out.")
+    if read_state(out)["fingerprint"] != Processes.join().fingerprint(fingerprint):
+        raise RunError(
+            f"The run in {out} was started with other data, preset or seed, or in another number of "
+            "processes; choose another --out."
+        )
+
+
 def run_training(
     task: Task, preset: TrainingPreset, out: Path, options: RunOptions, *, fingerprint: str,
     validate_every: float = 0.1, finish: Callable[[nn.Module], None] | None = None,
@@ -182,20 +210,12 @@ def run_training(
         finish: called with the averaged network before the last validation and `final.safetensors`.
 
     Raises:
-        RunError: `out` already holds a run and `resume` is off, the run there is another one or lacks its checkpoint,
-            or the loss is not finite.
+        RunError: the loss is not finite; and see `check_folder`.
     """
     pace = options.cadence or Cadence(validate_every=validate_every)
     budget = Budget(options.minutes or preset.minutes, options.steps)
     me = Processes.join()
-    try:
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"The training folder {out} can't be written: {error.strerror}.") from error
-    if (out / CHECKPOINT).exists() and not options.resume:
-        raise RunError(f"{out} already holds a training run; pass --resume to continue it or choose another --out.")
-    if (out / FINAL).exists() and not (out / CHECKPOINT).exists():
-        raise RunError(f"{out} holds a trained network without its checkpoint; remove it or choose another --out.")
+    check_folder(out, options, fingerprint)
     run = _Run(task, preset, out, options, fingerprint, me)
     if options.resume and (out / CHECKPOINT).exists():
         run.restore()
@@ -225,6 +245,7 @@ def run_training(
             if options.stop_after is not None and run.step >= options.stop_after:
                 run.save()
                 me.wait()
+                run.board.close()
                 return RunResult(run.average, run.step, run.spent, run.metrics, finished=False)
             if me.first and time.monotonic() - saved_at > pace.checkpoint_seconds:
                 run.save()
@@ -268,11 +289,6 @@ class _Run:
     def restore(self) -> None:
         """Continue from the checkpoint."""
         state = load_checkpoint(self.out, self.network, self.average, self.optimiser, self.rng, self._adversary())
-        if state["fingerprint"] != self.fingerprint:
-            raise RunError(
-                f"The run in {self.out} was started with other data, preset or seed, or in another number of "
-                "processes; choose another --out."
-            )
         self.step, self.spent, self.next_validation = state["step"], state["seconds"], state["next_validation"]
         self.metrics, self.waited, self.best_step = state["metrics"], state["waited"], state["best_step"]
         self.checked = state["checked"]

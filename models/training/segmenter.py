@@ -28,7 +28,7 @@ from models.networks.segmenter import Segmenter, Tissue, segmenter_input
 from models.patch import feather
 from models.training.drawings import Drawings, Painter, composite, draw_pool
 from models.training.latents import latent_mask
-from models.training.loop import RunOptions, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, check_folder, run_training
 from models.training.pictures import mosaic
 from models.training.pool import Pool, another_scanner, crop_around, crop_holding, fits, hu_to_unit, random_flips
 from models.training.processes import Processes
@@ -314,6 +314,10 @@ def train_segmenter(
     Raises:
         RunError: see `run_training`.
     """
+    fingerprint = (
+        f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} {denoiser_id} seed {options.seed}"
+    )
+    check_folder(out, options, fingerprint)
     drawings = None
     number = int(preset.training.segmenter.options["drawn_patients"])
     if denoiser is not None and number:
@@ -326,8 +330,4 @@ def train_segmenter(
             drawings = Processes.join().in_turn(lambda: draw_pool(painter, pool, preset, patients, DRAWN_SEED, folder))
     torch.manual_seed(options.seed)
     task = SegmenterTask(pool, preset, autoencoder.eval(), denoiser, drawings)
-    return run_training(
-        task, task.training, out, options, validate_every=0.5,
-        fingerprint=f"{preset.fingerprint('segmenter')} {pool.data_hash} {autoencoder_id} {denoiser_id} "
-        f"seed {options.seed}",
-    )  # fmt: skip
+    return run_training(task, task.training, out, options, fingerprint=fingerprint, validate_every=0.5)

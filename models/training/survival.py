@@ -22,7 +22,7 @@ from models.networks.survival import SurvivalNet, post_channel, record_vector
 from models.patch import feather
 from models.training.breslow import breslow_survival
 from models.training.drawings import composite
-from models.training.loop import RunOptions, RunResult, run_training
+from models.training.loop import RunOptions, RunResult, check_folder, run_training
 from models.training.losses import cox_efron, discrete_hazard_loss
 from models.training.pool import Pool, hu_to_unit, random_flips
 from models.training.processes import Processes
@@ -267,6 +267,11 @@ def train_survival(
     Raises:
         RunError: no training patient died; and see `run_training`.
     """
+    fingerprint = (
+        f"{preset.fingerprint('survival')} {pool.data_hash} {autoencoder_id} "
+        f"{simulator.identity if simulator else 'none'} seed {options.seed}"
+    )
+    check_folder(out, options, fingerprint)
     me = Processes.join()
     simulations = None
     if simulator is not None and (number := int(preset.training.survival.options["simulated_patients"])):
@@ -276,11 +281,7 @@ def train_survival(
     torch.manual_seed(options.seed)
     task = SurvivalTask(pool, preset, autoencoder.eval(), simulations)
     task.fit_linear()
-    result = run_training(
-        task, task.training, out, options, validate_every=0.25,
-        fingerprint=f"{preset.fingerprint('survival')} {pool.data_hash} {autoencoder_id} "
-        f"{simulator.identity if simulator else 'none'} seed {options.seed}",
-    )  # fmt: skip
+    result = run_training(task, task.training, out, options, fingerprint=fingerprint, validate_every=0.25)
     if result.finished and me.first and not (out / BASELINE).exists():
         assert isinstance(result.network, SurvivalNet)
         (out / BASELINE).write_text(fit_baseline(task, result.network, origin).model_dump_json(), encoding="utf-8")

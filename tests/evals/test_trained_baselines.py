@@ -156,3 +156,13 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "none")])
     assert "No training pool" in capsys.readouterr().err
+
+
+def test_a_run_of_another_seed_is_one_sentence(
+    pool: PatchPool, run: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(PatchPool, "open", lambda _: pool)
+    with pytest.raises(SystemExit) as left:
+        main(["pool", "--out", str(run), "--weights", str(bundle), "--only", REGRESSOR, "--seed", "5"])
+    assert left.value.code == 1
+    assert "started with other data, preset or seed" in capsys.readouterr().err

@@ -110,6 +110,8 @@ def test_a_row_holds_all_that_the_card_needs(row: dict[str, Any]) -> None:
     assert sum(row["autoencoder"]["codes"].values()) == 8**3
     true = [entry["true"]["viable"] for entry in row["agents"]]
     assert np.mean(true) < 0  # agents kill
+    assert all(entry["read"]["oil"] == entry["simulated"]["oil"] for entry in row["agents"])
+    assert any(entry["read"]["viable"] != entry["simulated"]["viable"] for entry in row["agents"])
 
 
 def test_the_same_patient_gives_the_same_row(row: dict[str, Any], engine: Engine, survivor: dict[str, Any]) -> None:

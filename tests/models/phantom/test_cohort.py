@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -185,24 +186,49 @@ def test_a_broken_off_pool_is_gone_on_with_and_processes_change_nothing(
     assert (tmp_path / "pool" / "pool.json").stat().st_mtime_ns == stamp
 
 
+def blank_patient(seed: int, k: int, size: int, finest_mm: float) -> dict[str, object]:
+    """What a pool keeps of a patient, all ones."""
+    shapes = {name: (size,) * 3 if shape == pool._CUBE else shape for name, (_, shape, _) in pool._ARRAYS.items()}
+    leading = {name: (k, *shapes[name]) if per else shapes[name] for name, (_, _, per) in pool._ARRAYS.items()}
+    arrays: dict[str, object] = {name: np.full(shape, 1, pool._ARRAYS[name][0]) for name, shape in leading.items()}
+    return {**arrays, "protocols": [], "record": {}, "given": {}}
+
+
+def test_the_hash_of_a_pool_covers_all_that_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+
+    def hash_with(changed: str) -> str:
+        def render(seed: int, k: int, size: int, finest_mm: float) -> dict[str, object]:
+            patient = blank_patient(seed, k, size, finest_mm)
+            if seed == 27 and changed in pool._ARRAYS:
+                np.asarray(patient[changed]).flat[-1] = 0
+            elif seed == 27 and changed:
+                patient[changed] = {"other": 1}
+            return patient
+
+        monkeypatch.setattr(pool, "_render_patient", render)
+        write_pool(8, 2, 20, tmp_path / f"pool{changed}", size=8)
+        return str(json.loads((tmp_path / f"pool{changed}" / "pool.json").read_text(encoding="utf-8"))["data_hash"])
+
+    changes = ("", *pool._ARRAYS, "protocols", "record", "given")
+    hashes = [hash_with(name) for name in changes]
+    assert len(set(hashes)) == len(changes)
+    shutil.rmtree(tmp_path / "pool")
+    assert hash_with("") == hashes[0]
+
+
 def test_a_pool_that_broke_off_between_its_last_files_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "pool"
 
-    def fail(folder: Path) -> str:
+    def fail(patients: list[str]) -> str:
         raise KeyboardInterrupt
 
-    def blank(seed: int, k: int, size: int, finest_mm: float) -> dict[str, object]:
-        shapes = {name: (size,) * 3 if shape == pool._CUBE else shape for name, (_, shape, _) in pool._ARRAYS.items()}
-        leading = {name: (k, *shapes[name]) if per else shapes[name] for name, (_, _, per) in pool._ARRAYS.items()}
-        arrays: dict[str, object] = {name: np.full(shape, 1, pool._ARRAYS[name][0]) for name, shape in leading.items()}
-        return {**arrays, "protocols": [], "record": {}, "given": {}}
-
-    monkeypatch.setattr(pool, "_render_patient", blank)
+    monkeypatch.setattr(pool, "_render_patient", blank_patient)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
     with monkeypatch.context() as broken:
-        broken.setattr(pool, "content_hash", fail)  # all arrays have their names, the index is not there
+        broken.setattr(pool, "pool_hash", fail)  # all arrays have their names, the index is not there
         with pytest.raises(KeyboardInterrupt):
             write_pool(8, 2, 20, out)
     assert not (out / "pool.json").exists()

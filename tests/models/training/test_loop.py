@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.errors import RunError
-from models.networks.preset import TrainingPreset
+from models.networks.preset import Preset, TrainingPreset
 from models.training.board import FOLDER
 from models.training.checkpoint import FILE as CHECKPOINT
 from models.training.loop import BEST, FINAL, METRICS, Cadence, RunOptions, RunResult, run_training
@@ -107,6 +107,17 @@ def test_early_stop_begins_where_the_preset_says(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / FINAL)["0.weight"], task.validated[5])
     with safe_open(tmp_path / FINAL, framework="pt") as file:
         assert file.metadata()["step"] == "12"
+
+
+@pytest.mark.parametrize("name", ["small", "paper"])
+def test_the_early_stop_of_a_preset_can_stop(tmp_path: Path, name: str) -> None:
+    settings = Preset.load(name).training.autoencoder
+    assert settings.patience
+    task = Line([1.0 - 0.05 * validation for validation in range(10)])
+    result = train(
+        task, tmp_path, preset={"watch": "score", "patience": settings.patience, "watch_from": settings.watch_from}
+    )
+    assert result.step < 20
 
 
 def test_the_last_validation_is_made_once(tmp_path: Path) -> None:

@@ -137,6 +137,21 @@ def test_a_run_is_not_overwritten_and_not_continued_as_another(pool: FakePool, t
         train(tmp_path, seed=1, steps=2, resume=True)
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_a_refused_run_leaves_the_other_one_as_it_is(name: str, pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
+    _trainer(name, pool, tiny)(tmp_path, seed=0, steps=2, stop_after=1)
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    before = files()
+    other = _trainer(name, replace(pool, data_hash="other"), tiny)
+    for resume in (False, True):
+        with pytest.raises(RunError, match="other data, preset or seed" if resume else "--resume"):
+            other(tmp_path, seed=0, steps=2, resume=resume)
+    assert files() == before
+
+
 def test_a_damaged_checkpoint_is_one_sentence(pool: FakePool, tiny: Preset, tmp_path: Path) -> None:
     train = _trainer("autoencoder", pool, tiny)
     train(tmp_path, seed=0, steps=2, stop_after=1)
