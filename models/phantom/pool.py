@@ -31,6 +31,7 @@ from models.worker_process import end_with_parent
 
 ABDOMEN_MM = (0.0, -15.0, 0.0)
 _BLOCK = 8
+_BLOCK_FORMAT = 2  # of the files in `blocks`; a pool half written in another is begun anew
 _MORE = 24  # further protocols of a patient whose response is known without a scan
 _COARSEST = 3.0  # times the finest voxels
 _CUBE = (0, 0, 0)  # stands for three edges of the cube
@@ -373,10 +374,10 @@ def write_pool(
 
 
 def _prepare(out: Path, arguments: dict[str, object]) -> None:
-    """Makes room for a pool; what a broken-off call with the same arguments has written stays."""
+    """Makes room for a pool; what a broken-off call of this version with the same arguments has written stays."""
     out.mkdir(parents=True, exist_ok=True)
-    begun = out / "pool.part.json"
-    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) == arguments:
+    begun, of_blocks = out / "pool.part.json", {**arguments, "block_format": _BLOCK_FORMAT}
+    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) == of_blocks:
         return
     (out / "pool.json").unlink(missing_ok=True)
     begun.unlink(missing_ok=True)
@@ -387,4 +388,4 @@ def _prepare(out: Path, arguments: dict[str, object]) -> None:
         inner = (arguments["size"],) * 3 if shape == _CUBE else shape
         np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=(*leading, *inner)).flush()
     (out / "blocks").mkdir()
-    begun.write_text(json.dumps(arguments), encoding="utf-8")
+    begun.write_text(json.dumps(of_blocks), encoding="utf-8")

@@ -239,6 +239,24 @@ def test_a_pool_that_broke_off_between_its_last_files_is_finished(
     )
 
 
+def test_a_pool_that_an_earlier_version_half_wrote_is_begun_anew(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def begin(done: int, _: int) -> None:
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    begun = tmp_path / "pool.part.json"
+    for changed in ({}, {"block_format": pool._BLOCK_FORMAT}, {"block_format": 1}):
+        with pytest.raises(KeyboardInterrupt):
+            write_pool(16, 2, 20, tmp_path, 1, begin)
+        pool._block_file(tmp_path, 8).write_text("{}", encoding="utf-8")  # as if drawn
+        begun.write_text(json.dumps(json.loads(begun.read_text(encoding="utf-8")) | changed), encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        write_pool(16, 2, 20, tmp_path, 1, begin)
+    assert seen == [0, 8, 8, 0]
+
+
 def test_a_pool_of_an_earlier_version_is_refused(whole: PatchPool, tmp_path: Path) -> None:
     (tmp_path / "pool.json").write_text('{"patients": 9, "protocols": [], "records": [], "data_hash": ""}')
     with pytest.raises(InputError, match="earlier version"):
