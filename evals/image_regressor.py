@@ -26,7 +26,7 @@ from models.training.pool import Pool, hu_to_unit, random_flips
 from models.training.survival import forget_fields
 
 WIDTH = 96
-VALIDATION_PATIENTS = 48
+VALIDATION_PATIENTS = 256
 KNOWN = 3
 """Beside the image: log1p(tumour ml before), number of lesions, log2(spacing / 1.5 mm)."""
 

@@ -43,6 +43,8 @@ DENOISERS: dict[str, tuple[Condition, str]] = {
     "text_only": ("text", "diffusion with text only (after TextoMorph)"),
 }
 REGRESSOR = "image_regressor"
+VALIDATIONS = 20
+"""Of the regressor, over its training."""
 NAMES = (*DENOISERS, REGRESSOR)
 LATENTS = "latents"
 
@@ -86,14 +88,19 @@ def train_baseline(
     model = load_world_model(weights)
     preset = preset_for(name, model.preset)
     identity = read_manifest(weights).files["autoencoder.safetensors"].sha256[:12]
-    options = RunOptions(seed=seed, minutes=minutes, steps=steps, resume=True, cadence=Cadence(validate_every=0.25))
+    often = 1.0 / VALIDATIONS if name == REGRESSOR else 0.25
+    options = RunOptions(seed=seed, minutes=minutes, steps=steps, resume=True, cadence=Cadence(validate_every=often))
     if name != REGRESSOR:
         share_latents(out, name)
         return train_denoiser(pool, preset, model.autoencoder, out / name, options, autoencoder_id=identity)
     torch.manual_seed(seed)
-    digest = hashlib.sha256(f"{preset.model_dump_json()} {pool.data_hash} {seed}".encode()).hexdigest()
+    # more time must not make it worse: the best validation is kept, and the whole time is used
+    best = {"watch": "within_patient_rank", "patience": VALIDATIONS}
+    training = preset.training.survival.model_copy(update=best)
+    fixed = f"{preset.model_dump_json()} {training.model_dump_json()} {pool.data_hash} {seed}"
+    digest = hashlib.sha256(fixed.encode()).hexdigest()
     task = RegressorTask(pool, preset)
-    return run_training(task, preset.training.survival, out / name, options, fingerprint=f"{name} {digest[:16]}")
+    return run_training(task, training, out / name, options, fingerprint=f"{name} {digest[:16]}")
 
 
 def share_latents(out: Path, name: str) -> None:

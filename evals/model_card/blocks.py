@@ -15,6 +15,7 @@ from evals.model_card.dynamics import (
     measure_outside,
     measure_spread,
     summarise_dynamics,
+    within_patients,
 )
 from evals.model_card.realism import compare, summarise_realism
 from evals.model_card.reconstruction import measure_autoencoder, summarise_autoencoder
@@ -58,7 +59,9 @@ def measure_patient(seed: int, engine: Engine, sizes: Sizes) -> Row:
     effects = measure_effects(scene, simulator, sizes.protocols, sizes.replicas)
     read = add_risks(scene, effects)
     true, simulated = effects.true[0], effects.simulated[0]
-    again = scene.truth(respond(scene.patient, effects.protocols[0]), TRUE_SCAN + 1)
+    again = [scene.truth(respond(scene.patient, protocol), TRUE_SCAN + 1) for protocol in effects.protocols]
+    for row, scan in zip(effects.rows, again, strict=True):
+        row["again"] = scene.measures(scan)._asdict()
     return {
         "seed": seed,
         "tumour_ml": scene.tumour_ml,
@@ -68,7 +71,7 @@ def measure_patient(seed: int, engine: Engine, sizes: Sizes) -> Row:
         "true_spread": measure_spread(scene, effects.protocols),
         "outside_hu": measure_outside(scene, simulator, effects.protocols[0]),
         "realism": compare(scene, simulated.hu, true.hu),
-        "realism_reference": compare(scene, again.hu, true.hu),
+        "realism_reference": compare(scene, again[0].hu, true.hu),
         "segmentation": measure_segmentation(scene, true, read[0], simulated),
         "autoencoder": measure_autoencoder(scene, true),
     }
@@ -113,7 +116,16 @@ def summarise(rows: Mapping[str, Sequence[Row]], engine: Engine) -> dict[str, An
         "dynamics": summarise_dynamics(patients),
         "realism": {
             "world_model": summarise_realism([row["realism"] for row in patients]),
-            "another_true_scan": summarise_realism([row["realism_reference"] for row in patients]),
+            "another_true_scan": {
+                **summarise_realism([row["realism_reference"] for row in patients]),
+                # its tissue is the same, so that only what is read from HU can differ
+                "oil": within_patients(
+                    *(
+                        [[one[side]["oil"] for one in row["protocols"]] for row in patients]
+                        for side in ("true", "again")
+                    )
+                ),
+            },
         },
         "segmentation": summarise_segmentation([row["segmentation"] for row in patients], rows["tumour_free"]),
         "risk": summarise_risk([row["protocols"] for row in patients]),

@@ -79,12 +79,14 @@ class Effects(NamedTuple):
         protocols: The P protocols.
         true: Their true follow-ups.
         simulated: P times R simulated ones, the replicas of a protocol together.
+        alone: The same, read without the predicted amount of viable tumour.
         rows: One per protocol, for the patient's file.
     """
 
     protocols: list[Protocol]
     true: list[TrueFollowUp]
     simulated: list[FollowUp]
+    alone: list[FollowUp]
     rows: list[Row]
 
 
@@ -92,7 +94,7 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
     """Simulates random protocols and sets what they do to the tumour beside the truth."""
     wanted = wanted_protocols(scene.patient.seed, count)
     jobs = [(protocol, seed) for protocol in wanted for seed in range(replicas)]
-    simulated, read = scene.simulated_read_twice(simulator, jobs)
+    simulated, alone = scene.simulated_read_twice(simulator, jobs)
     true = [scene.truth(respond(scene.patient, protocol)) for protocol in wanted]
     rows: list[Row] = [
         {
@@ -101,27 +103,28 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
             "simulated": [
                 scene.measures(one)._asdict() for one in simulated[index * replicas : (index + 1) * replicas]
             ],
-            "read": [scene.measures(one)._asdict() for one in read[index * replicas : (index + 1) * replicas]],
+            "read": [scene.measures(one)._asdict() for one in alone[index * replicas : (index + 1) * replicas]],
         }
         for index, protocol in enumerate(wanted)
     ]
-    return Effects(wanted, true, simulated, rows)
+    return Effects(wanted, true, simulated, alone, rows)
 
 
 def add_risks(scene: Scene, effects: Effects) -> list[FollowUp]:
-    """Adds to each row the true risk, and the networks' on the simulated and on the true scans.
+    """Adds to each row the true risk, and the networks' on the simulated scans, read twice, and on the true ones.
 
     Returns:
         The true scans as the networks read them, as if the simulation were perfect.
     """
     replicas = len(effects.simulated) // len(effects.protocols)
     jobs = [protocol for protocol in effects.protocols for _ in range(replicas)]
-    simulated = scene.risks(effects.simulated, jobs)
+    simulated, alone = scene.risks(effects.simulated, jobs), scene.risks(effects.alone, jobs)
     read = scene.follow_ups([one.hu for one in effects.true])
     on_true = scene.risks(read, effects.protocols)
     for index, (row, protocol) in enumerate(zip(effects.rows, effects.protocols, strict=True)):
         row["true_risk"] = respond(scene.patient, protocol).log_hazard
         row["risk_on_simulated"] = simulated[index * replicas : (index + 1) * replicas]
+        row["risk_alone"] = alone[index * replicas : (index + 1) * replicas]
         row["risk_on_true"] = on_true[index]
     return read
 

@@ -20,7 +20,7 @@ from models.errors import InputError
 from models.phantom.version import parameters, phantom_hash
 from models.weights import DEFAULT_WEIGHTS, read_manifest
 
-FORMAT = 7
+FORMAT = 8
 """Of `model_card.json` and of the kept rows: raise it when what is measured changes."""
 Progress = Callable[[str, int, int], None]
 """Called with (block, done, wanted)."""

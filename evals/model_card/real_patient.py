@@ -300,6 +300,15 @@ def words(result: dict[str, Any]) -> list[str]:
             f"Real oil reaches {place['real_top_hu']:.0f} HU (95 % quantile); the networks see at most "
             f"{RANGE_HU[1]:.0f} HU, so that its brightness can't be right above that."
         )
+    seen, drawn = result["tissue"]["real"], result["tissue"]["simulated"]
+    gap = drawn["viable"] - seen["viable"]
+    verdict = "about as much" if abs(gap) < 0.1 else "more" if gap > 0 else "less"
+    out.append(
+        f"In the simulation {verdict} of the mass lives: {drawn['viable']:.2f} predicted, {seen['viable']:.2f} found "
+        f"in the real follow-up; necrotic {drawn['necrotic']:.2f} and {seen['necrotic']:.2f}."
+    )
+    least, most = min(oil["simulated_ml"]), max(oil["simulated_ml"])
+    out.append(f"One protocol leaves {least:.0f} to {most:.0f} ml of oil, as the seed has it.")
     mine, before = (result["wasserstein_hu"][name] for name in ("simulated_to_after", "before_to_after"))
     out.append(
         f"In its HU the simulation is {'nearer to' if mine < before else 'no nearer to'} the real follow-up than the "

@@ -62,6 +62,9 @@ def _batch(mask: Mask) -> torch.Tensor:
 def score_classes(scene: Scene, found: npt.NDArray[np.uint8], true: npt.NDArray[np.uint8]) -> dict[str, float | None]:
     """Scores of the first patch, which holds the largest lesion.
 
+    `tumour_near_dice` is of what a plan keeps of the tumour, the part within 5 mm of the mask before treatment, and
+    `mask_before_dice` that of this mask itself, unchanged: the network is given it, and copying it takes no network.
+
     Args:
         scene: The patient.
         found: (L, S, S, S) classes from the network, all of the cube.
@@ -69,7 +72,10 @@ def score_classes(scene: Scene, found: npt.NDArray[np.uint8], true: npt.NDArray[
     """
     spacing = [scene.prepared.patches[0].spacing_mm] * 3
     mine, truth = found[0], true[0]
-    out = _outlines(mine >= Tissue.LIVER, truth >= Tissue.LIVER, mine >= VIABLE, truth >= VIABLE, spacing)
+    tumour, before = truth >= VIABLE, scene.prepared.numbers[0] > 0
+    out = _outlines(mine >= Tissue.LIVER, truth >= Tissue.LIVER, mine >= VIABLE, tumour, spacing)
+    out["tumour_near_dice"] = overlap((mine >= VIABLE) & (scene.prepared.near[0] > 0), tumour)
+    out["mask_before_dice"] = overlap(before, tumour)
     for offset, name in enumerate(("viable", "necrotic", "oil")):
         out[f"{name}_dice"] = overlap(mine == VIABLE + offset, truth == VIABLE + offset)
     return out

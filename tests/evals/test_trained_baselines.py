@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
-from evals.image_regressor import KNOWN, ImageRegressor, predict_risks
+from evals.image_regressor import KNOWN, ImageRegressor, RegressorTask, predict_risks
 from evals.trained_baselines import (
     DENOISERS,
     REGRESSOR,
@@ -132,6 +133,17 @@ def test_the_regressor_knows_scan_record_and_protocol(run: Path, bundle: Path, p
     older = record_vector(ClinicalRecord(age_years=80))
     assert not np.array_equal(predict_risks(network, scan, 30.0, 1, 1.5, older, [ONE, OTHER, ONE]), base)
     assert KNOWN == 3
+
+
+def test_the_regressor_is_trained_to_the_end_and_its_best_validation_is_kept(
+    pool: PatchPool, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = iter([0.1, 0.6, 0.3, 0.2, 0.6])  # the last is that of the kept weights
+    monkeypatch.setattr(RegressorTask, "validate", lambda *_: {"within_patient_rank": next(ranks)})
+    result = train_baseline(REGRESSOR, pool, tmp_path, weights=bundle, steps=4)
+    assert result.step == 4
+    with safe_open(tmp_path / REGRESSOR / FINAL, "pt") as kept:
+        assert kept.metadata()["step"] == "2"
 
 
 def test_minutes_are_those_that_the_trainings_took(run: Path, tmp_path: Path) -> None:

@@ -57,14 +57,17 @@ def test_words_follow_from_the_figures() -> None:
     assert "amount of oil is right" in good
     assert "about right" in good
     assert "nearer to the real follow-up" in good
+    assert "about as much of the mass lives: 0.50 predicted, 0.50 found" in good
+    assert "One protocol leaves 64 to 66 ml of oil" in good
     oil = {"real_ml": 66.0, "measured_ml": [61.0, 73.0], "within": True, "simulated_ml": [12.0, 18.0]}
     bright = figures()["hu"] | {f"simulated_{seed}": describe_hu(np.linspace(100, 110, 100)) for seed in SEEDS}
-    bad = " ".join(
-        words(figures(oil=oil, hu=bright, wasserstein_hu={"simulated_to_after": 50.0, "before_to_after": 40.0}))
-    )
+    tissue = {"real": {"viable": 0.6, "necrotic": 0.3}, "simulated": {"viable": 0.3, "necrotic": 0.4}}
+    far = {"simulated_to_after": 50.0, "before_to_after": 40.0}
+    bad = " ".join(words(figures(oil=oil, hu=bright, tissue=tissue, wasserstein_hu=far)))
     assert "too little oil: 15 ml simulated (mean of 4 seeds) against 66 ml real" in bad
     assert "too bright: median 105 HU simulated (mean of 4 seeds), 65 HU real" in bad
     assert "too even" in bad
+    assert "less of the mass lives: 0.30 predicted, 0.60 found in the real follow-up; necrotic 0.40 and 0.30" in bad
     assert "no nearer" in bad
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,16 @@ from evals.model_card.tissue import (
     _sizes_before,
     measure_tumour_free,
     overlap,
+    score_classes,
     summarise_segmentation,
     surface_mm,
 )
 from models.engine import Engine
+from models.networks.segmenter import Tissue
 from models.phantom.cohort import case_affine
 from models.phantom.patient import draw_patient
 from models.phantom.render import render
+from models.response import VIABLE
 from models.volume import Volume
 
 
@@ -44,6 +49,20 @@ def test_surface_distance_by_brute_force_over_all_pairs_of_border_voxels():
     nearest = np.concatenate([table.min(0), table.min(1)])
     assert surface_mm(one, other, [spacing] * 3) == pytest.approx(nearest.mean(), rel=0.02)
     assert surface_mm(one, np.zeros_like(one), [spacing] * 3) is None
+
+
+def test_tumour_as_a_plan_keeps_it_and_the_mask_that_it_was_given_by_counting():
+    before, after = ball((10, 10, 10), 6), ball((10, 10, 10), 7)
+    near, found = ball((10, 10, 10), 9), ball((10, 10, 10), 7) | ball((20, 20, 20), 3)  # the small ball is far away
+    prepared: Any = SimpleNamespace(
+        patches=[SimpleNamespace(spacing_mm=1.5)], numbers=before[None].astype(int), near=near[None].astype(int)
+    )
+    scene: Any = SimpleNamespace(prepared=prepared)
+    classes = [np.where(mask, VIABLE, int(Tissue.LIVER)).astype(np.uint8)[None] for mask in (found, after)]
+    scores = score_classes(scene, *classes)
+    assert scores["tumour_dice"] == pytest.approx(2 * after.sum() / (found.sum() + after.sum()))
+    assert scores["tumour_near_dice"] == pytest.approx(1.0)
+    assert scores["mask_before_dice"] == pytest.approx(2 * before.sum() / (before.sum() + after.sum()))
 
 
 def test_errors_of_size_keep_their_sign_and_their_size():
