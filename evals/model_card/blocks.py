@@ -19,7 +19,7 @@ from evals.model_card.dynamics import (
 )
 from evals.model_card.realism import compare, summarise_realism
 from evals.model_card.reconstruction import measure_autoencoder, summarise_autoencoder
-from evals.model_card.scene import TRUE_SCAN, Scene
+from evals.model_card.scene import TRUE_SCAN, Measures, Scene
 from evals.model_card.survival import measure_survival, summarise_risk, summarise_survival
 from evals.model_card.tissue import measure_segmentation, measure_tumour_free, summarise_segmentation
 from evals.simulators import WorldModelSimulator
@@ -118,13 +118,16 @@ def summarise(rows: Mapping[str, Sequence[Row]], engine: Engine) -> dict[str, An
             "world_model": summarise_realism([row["realism"] for row in patients]),
             "another_true_scan": {
                 **summarise_realism([row["realism_reference"] for row in patients]),
-                # its tissue is the same, so that only what is read from HU can differ
-                "oil": within_patients(
-                    *(
-                        [[one[side]["oil"] for one in row["protocols"]] for row in patients]
-                        for side in ("true", "again")
+                # breathing moves the tissue too
+                **{
+                    name: within_patients(
+                        *(
+                            [[one[side][name] for one in row["protocols"]] for row in patients]
+                            for side in ("true", "again")
+                        )
                     )
-                ),
+                    for name in Measures._fields
+                },
             },
         },
         "segmentation": summarise_segmentation([row["segmentation"] for row in patients], rows["tumour_free"]),

@@ -106,10 +106,8 @@ def test_a_row_holds_all_that_the_card_needs(row: dict[str, Any]) -> None:
         assert set(protocol["true"]) == {"oil", "necrotic", "viable"}
         assert len(protocol["risk_alone"]) == 2
         assert protocol["risk_alone"] != protocol["risk_on_simulated"]
-        other = protocol["again"]  # a second scan of the same state
-        assert (other["necrotic"], other["viable"]) == (protocol["true"]["necrotic"], protocol["true"]["viable"])
-        assert other["oil"] == pytest.approx(protocol["true"]["oil"], abs=0.03)
-    assert any(protocol["again"]["oil"] != protocol["true"]["oil"] for protocol in row["protocols"])
+        assert protocol["again"] == pytest.approx(protocol["true"], abs=0.05)  # a second scan of the same state
+        assert protocol["again"] != protocol["true"]
     assert row["outside_hu"] == 0
     assert row["realism_reference"]["mae_hu"] < row["realism"]["mae_hu"]
     assert all(value > 0 for value in row["true_spread"]["viable"])
