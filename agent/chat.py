@@ -22,6 +22,7 @@ from langchain.agents.middleware import ToolErrorMiddleware
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.constants import END
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
 
@@ -222,11 +223,18 @@ class Chat:
         with self._alone():
             given: dict[str, Any] | None = None
             if message is not None:
+                if self.unfinished:
+                    self._close_turn()
                 before = self._messages()
                 given = {"messages": [*_cut_off(before), message]}
                 self.desk.store.change(self.thread_id, **({} if before else {"title": title[:80]}))
             self.desk.stop = stop or threading.Event()
             yield from self._watched(given, self.desk.stop)
+
+    def _close_turn(self) -> None:
+        """Keep what the finished steps of a turn that was cut off have said, and drop the rest of it."""
+        with self.desk.store.saver() as saver:
+            self._graph(saver).update_state(self._config, None, as_node=END)
 
     def _watched(self, given: dict[str, Any] | None, stop: threading.Event) -> Iterator[Event]:
         """Run the graph in a thread of its own, so that a stop need not wait for a backend that does not answer."""

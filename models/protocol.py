@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,7 +20,8 @@ class Dose(BaseModel):
     unit: DoseUnit
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        amount = format(Decimal(f"{self.amount:.12g}"), "f")  # never "1e+06", which nobody reads and no parser takes
+        return f"{amount} {self.unit}"
 
 
 class Protocol(BaseModel):

@@ -31,6 +31,7 @@ from agent.events import (
 )
 from agent.plan import read_plan
 from models.errors import ApprovalError, InputError, RunError, WeightsError
+from tests.agent.cut_off import copied_after_every_write
 from tests.agent.fake_chat import TINY, ChatWorld
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,6 +257,31 @@ def test_a_tool_call_that_never_got_a_result_does_not_stay_open(world):
     results = [m for m in chat._messages() if isinstance(m, ToolMessage)]
     assert [(m.tool_call_id, m.status) for m in results] == [("call-lost", "error")]
     assert not chat.unfinished
+
+
+def test_cut_off_after_any_write_the_next_turn_finds_every_call_with_its_result(tmp_path):
+    folder = tmp_path / "world"
+    folder.mkdir()
+    world = ChatWorld(folder)
+    world.add_case("anna")
+    chat = world.chat(case="anna")
+    with copied_after_every_write(folder, tmp_path) as copies:
+        say(chat, "show the case")
+    assert any(isinstance(message, ToolMessage) for message in chat._messages())
+    assert len(copies) > 10
+    for copy in copies:
+        again = ChatWorld(copy).chat(chat.thread_id)
+        say(again, "help")
+        waiting = set()
+        for message in again._messages():
+            if isinstance(message, ToolMessage):
+                assert message.tool_call_id in waiting, copy.name
+                waiting.remove(message.tool_call_id)
+            else:
+                assert not waiting, copy.name
+                waiting = {call["id"] for call in getattr(message, "tool_calls", ())}
+        assert not waiting
+        assert not again.unfinished
 
 
 def test_an_error_that_is_not_a_tools_ends_the_turn_with_a_sentence(world, monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from langgraph.checkpoint.sqlite import SqliteSaver
 
 from agent.plan import read_plan
 from agent.run import open_run, start_run
@@ -27,6 +25,7 @@ from agent.trace import TIMING_FIELDS, read_trace
 from models.case import Case, ImageMeta, write_case
 from models.errors import CaseError, PlanningError, RunError, RunStopped, ToolError, WeightsError
 from models.volume import Volume
+from tests.agent.cut_off import copied_after_every_write
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,29 +85,12 @@ def test_killed_again_and_again_inside_the_search_the_run_gives_the_same_plan(tm
     assert plan.chosen == read_plan(unbroken / "plan.json").chosen
 
 
-def test_cut_off_after_any_write_of_the_checkpoints_the_run_gives_the_same_plan(tmp_path, case, monkeypatch):
+def test_cut_off_after_any_write_of_the_checkpoints_the_run_gives_the_same_plan(tmp_path, case):
     """The output of a node and the checkpoint that follows it are two writes, and a kill falls between them too."""
     unbroken = tmp_path / "unbroken"
     run = start_run(case, unbroken, PlannerSettings(actions="hcc_tace_seg", beams=1))
-    copies, one_at_a_time = [], threading.Lock()
-
-    def copied(write):
-        def wrote(saver, *arguments, **options):
-            with one_at_a_time:
-                result = write(saver, *arguments, **options)
-                copy = tmp_path / f"{len(copies)}-{write.__name__}"
-                shutil.copytree(unbroken, copy)
-                with closing(sqlite3.connect(copy / "checkpoints.sqlite")) as to:
-                    saver.conn.backup(to)
-                copies.append(copy)
-            return result
-
-        return wrote
-
-    for name in ("put", "put_writes"):
-        monkeypatch.setattr(SqliteSaver, name, copied(getattr(SqliteSaver, name)))
-    finish(run, FakeWorld(tmp_path / "log"))
-    monkeypatch.undo()
+    with copied_after_every_write(unbroken, tmp_path) as copies:
+        finish(run, FakeWorld(tmp_path / "log"))
     assert {copy.name.split("-")[1] for copy in copies} == {"put", "put_writes"}
     assert len(copies) > 20
     for copy in copies[:-1]:
