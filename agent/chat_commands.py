@@ -194,7 +194,7 @@ class PersonCommands(AgentMiddleware[AgentState[Any], Any, Any]):
                 taken = {(approval.by, approval.at) for approval in standing.approvals}
                 if answer is not None and (answer.by, answer.at) in taken:
                     answer = None
-                if answer is not None or standing.status in ("new", "unfinished"):
+                if answer is not None or standing.status != "waiting":  # a finished one may not have been written yet
                     standing = desk.go_on(row, tell, answer)
             text, ok = standing_text(standing, row.plan_id), True
         except MewmError as exc:

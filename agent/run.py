@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import ERROR, RESUME
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command, StateSnapshot
 from pydantic import ValidationError
@@ -43,10 +44,10 @@ from models.errors import ApprovalError, CaseError, MewmError, RunError, RunStop
 from models.formulary import Formulary
 
 LEFT = (
-    "run.json", "checkpoints.sqlite", "checkpoints.sqlite-wal", "checkpoints.sqlite-shm", "plan.json", "trace.jsonl",
-    "report.html", "spans.jsonl",
+    "checkpoints.sqlite", "checkpoints.sqlite-wal", "checkpoints.sqlite-shm", "plan.json", "trace.jsonl", "report.html",
+    "spans.jsonl", "run.json",
 )  # fmt: skip
-"""Files of a run in which nothing was simulated."""
+"""Files of a run in which nothing was simulated, in the order in which they are removed: what says what it is, last."""
 _THREAD: RunnableConfig = {"configurable": {"thread_id": "plan"}}
 
 
@@ -118,14 +119,14 @@ class Run:
             ApprovalError: the answer is to another question or case, or can't be used; nothing was changed.
             RunStopped: `stop` was set.
         """
-        try:
-            with self._alone():
+        with self._alone():
+            try:
                 yield from self._execute(make_services, stop, answer)
-        except (RunStopped, ApprovalError):
-            raise
-        except MewmError:
-            self._take_back()
-            raise
+            except (RunStopped, ApprovalError):
+                raise
+            except MewmError:
+                self._take_back()
+                raise
 
     def state(self) -> PlannerState | None:
         """The checkpointed state; None where the run has not begun.
@@ -175,6 +176,7 @@ class Run:
                 given: dict[str, Any] | Command[Any] | None = None
                 if answer is not None:
                     given = self._resume(answer, waits, snapshot, services)
+                    _forget_answers(connection, snapshot)
                 elif not snapshot.values:
                     given = PlannerInput(
                         case_id=self.record.case_id,
@@ -334,6 +336,16 @@ class Run:
         except sqlite3.Error as exc:
             msg = f"The run folder {self.folder} can't be written ({exc}): choose another with --run, or free space."
             raise RunError(msg) from exc
+
+
+def _forget_answers(connection: sqlite3.Connection, snapshot: StateSnapshot) -> None:
+    """Drop what an attempt that failed was answered: `interrupt` would take that again in place of the new answer."""
+    where = snapshot.config["configurable"]
+    with connection:
+        connection.execute(
+            "DELETE FROM writes WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ? AND channel IN (?, ?)",
+            (where["thread_id"], where["checkpoint_ns"], where["checkpoint_id"], RESUME, ERROR),
+        )
 
 
 def _saver(connection: sqlite3.Connection) -> SqliteSaver:

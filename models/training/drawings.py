@@ -125,6 +125,8 @@ def draw_pool(
         if index.exists():
             state = json.loads(index.read_text(encoding="utf-8"))
             done = int(state["done"]) if state["fingerprint"] == told else 0
+        if not done:  # it is of other drawings, over which these are written
+            index.unlink(missing_ok=True)
         mode = "r+" if done else "w+"
         scan = np.lib.format.open_memmap(
             folder / "scan.npy", mode=mode, dtype=np.int16, shape=(len(patients), protocols, *[preset.size] * 3)

@@ -74,6 +74,8 @@ def compute_latents(autoencoder: Autoencoder, pool: Pool, preset: Preset, folder
         if index.exists():
             state = json.loads(index.read_text(encoding="utf-8"))
             done = int(state["done"]) if state["fingerprint"] == fingerprint else 0
+        if not done:  # it is of other latents, over which these are written
+            index.unlink(missing_ok=True)
         arrays = {
             name: np.lib.format.open_memmap(
                 folder / f"{name}.npy",

@@ -83,6 +83,7 @@ def simulate_pool(
     else:
         device = next(simulator.segmenter.parameters()).device
         try:
+            index.unlink(missing_ok=True)  # it is of other simulations, over which these are written
             tissue = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=drawings.scan.shape)
             with autocast(device):
                 for place in track(range(len(patients)), description="simulations"):
@@ -99,7 +100,9 @@ def simulate_pool(
                         classes = logits.argmax(dim=1)
                     tissue[place] = classes.to(torch.uint8).cpu().numpy()
             tissue.flush()
-            index.write_text(json.dumps(told), encoding="utf-8")
+            part = index.with_suffix(".part")
+            part.write_text(json.dumps(told), encoding="utf-8")
+            part.replace(index)
         except OSError as error:
             raise RunError(f"The simulations in {folder} can't be written ({error}); remove the folder.") from error
     return Simulations({int(patient): place for place, patient in enumerate(patients)}, drawings.scan, tissue)

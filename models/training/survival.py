@@ -284,5 +284,7 @@ def train_survival(
     result = run_training(task, task.training, out, options, fingerprint=fingerprint, validate_every=0.25)
     if result.finished and me.first and not (out / BASELINE).exists():
         assert isinstance(result.network, SurvivalNet)
-        (out / BASELINE).write_text(fit_baseline(task, result.network, origin).model_dump_json(), encoding="utf-8")
+        part = out / f"{BASELINE}.part"
+        part.write_text(fit_baseline(task, result.network, origin).model_dump_json(), encoding="utf-8")
+        part.replace(out / BASELINE)
     return result

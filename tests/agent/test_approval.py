@@ -19,7 +19,7 @@ from agent.run import open_run, start_run
 from agent.search import parse_key
 from agent.settings import PlannerSettings
 from agent.trace import read_trace
-from models.errors import ApprovalError, RunError
+from models.errors import ApprovalError, RunError, ToolError
 from models.protocol import Protocol
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 from tests.agent.report.made_plan import made_plan
@@ -56,6 +56,23 @@ def at_plan_gate(case, folder, world, settings=PLAN_ONLY):
     assert isinstance(proposed, Proposed)
     assert isinstance(waiting, Waiting)
     return run, proposed.plan, waiting
+
+
+def test_an_answer_whose_handling_failed_is_not_taken_in_place_of_the_next(tmp_path, case, world):
+    run, _, waiting = at_plan_gate(case, tmp_path / "run", world)
+    check = world.tools["check_rules"].function
+
+    def broken(**_):
+        raise ToolError("The rules can't be read.")
+
+    world.tools["check_rules"].function = broken
+    with pytest.raises(ToolError):
+        go(open_run(run.folder), world, reply(waiting, "edit", protocol="Cisplatin 50 mg | Lipiodol"))
+    world.tools["check_rules"].function = check
+    again = open_run(run.folder)
+    assert again.look().waiting == waiting
+    go(again, world, reply(waiting, "reject", reason="declines", by="Dr Wang"))
+    assert [(a.decision, a.by) for a in again.look().approvals] == [("reject", "Dr Wang")]
 
 
 def test_without_gates_nothing_waits_and_approving_both_gives_the_same_choice(tmp_path, case, world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -99,6 +100,16 @@ def test_cut_off_after_any_write_of_the_checkpoints_the_run_gives_the_same_plan(
     for copy in copies[:-1:5]:
         finish(open_run(copy), FakeWorld(tmp_path / "log"))
         same(copy, unbroken)
+
+
+def test_a_run_that_another_process_is_at_work_on_is_not_taken_back(tmp_path, case):
+    run = start_run(case, tmp_path / "run", SETTINGS)
+    with (run.folder / "run.json").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(RunError, match="at work already"):
+            finish(run, FakeWorld(tmp_path / "log"))
+    assert (run.folder / "run.json").exists()
+    finish(run, FakeWorld(tmp_path / "log"))
 
 
 def test_resuming_a_finished_run_exports_the_same_files_again(tmp_path, case):
