@@ -11,7 +11,7 @@ import fcntl
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from langchain.agents.middleware import ToolErrorMiddleware
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.constants import END
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
@@ -37,7 +38,7 @@ from agent.intents import NO_LLM, IntentModel
 from agent.plan import Plan
 from agent.run import MakeServices, Standing
 from agent.settings import PlannerSettings
-from models.errors import ApprovalError, InputError, MewmError, RunError
+from models.errors import ApprovalError, InputError, MewmError, RunError, RunStopped
 from tools.registry import RegisteredTool, build_tools
 from tools.workspace import Workspace
 
@@ -239,10 +240,12 @@ class Chat:
     def _watched(self, given: dict[str, Any] | None, stop: threading.Event) -> Iterator[Event]:
         """Run the graph in a thread of its own, so that a stop need not wait for a backend that does not answer."""
         told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        left = threading.Event()
 
         def work() -> None:
             try:
                 with self.desk.store.saver() as saver:
+                    _write_until(left, saver)
                     graph = self._graph(saver)
                     for event in events(graph, given, self._config, tokens=True, durability="sync"):
                         told.put(event)
@@ -251,25 +254,13 @@ class Chat:
                 told.put(exc)
 
         threading.Thread(target=work, name=f"chat-{self.thread_id}", daemon=True).start()
-        deadline: float | None = None
-        while True:
-            try:
-                item = told.get(timeout=0.1)
-            except queue.Empty:
-                if stop.is_set():
-                    deadline = deadline or time.monotonic() + STOP_GRACE_S
-                    if time.monotonic() > deadline:
-                        break
-                continue
-            if isinstance(item, MewmError):
-                yield Failed(text=str(item))
-                return
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                break
-            yield item
-        if stop.is_set():
+        event: Event | None = None
+        try:
+            for event in _heard(told, stop):
+                yield event
+        finally:
+            left.set()
+        if stop.is_set() and not isinstance(event, Failed):
             yield Stopped()
 
     @contextmanager
@@ -285,6 +276,43 @@ class Chat:
                     f"The conversation {self.thread_id} is at work already, here or elsewhere: try again when it stops."
                 ) from None
             yield
+
+
+def _heard(told: queue.SimpleQueue[Event | BaseException | None], stop: threading.Event) -> Iterator[Event]:
+    """What a turn tells until it ends, or until it does not end soon after a stop."""
+    deadline: float | None = None
+    while True:
+        try:
+            item = told.get(timeout=0.1)
+        except queue.Empty:
+            if stop.is_set():
+                deadline = deadline or time.monotonic() + STOP_GRACE_S
+                if time.monotonic() > deadline:
+                    return
+            continue
+        if isinstance(item, MewmError):
+            yield Failed(text=str(item))
+            return
+        if isinstance(item, BaseException):
+            raise item
+        if item is None:
+            return
+        yield item
+
+
+def _write_until(left: threading.Event, saver: SqliteSaver) -> None:
+    """Let a turn that was left write nothing any more: the next one may have begun where it stood."""
+
+    def guarded(write: Callable[..., Any]) -> Callable[..., Any]:
+        def wrote(*arguments: Any, **options: Any) -> Any:
+            if left.is_set():
+                raise RunStopped("The turn was stopped.")
+            return write(*arguments, **options)
+
+        return wrote
+
+    for name in ("put", "put_writes"):
+        setattr(saver, name, guarded(getattr(saver, name)))
 
 
 def open_chat(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from langchain_core.messages import ToolMessage
 
+import agent.intents
 from agent.approval import GateAnswer
 from agent.chat_store import ChatStore
 from agent.events import (
@@ -256,6 +257,37 @@ def test_a_tool_call_that_never_got_a_result_does_not_stay_open(world):
     say(chat, "help")
     results = [m for m in chat._messages() if isinstance(m, ToolMessage)]
     assert [(m.tool_call_id, m.status) for m in results] == [("call-lost", "error")]
+    assert not chat.unfinished
+
+
+def test_a_turn_that_was_left_behind_writes_nothing_into_the_next(world, monkeypatch):
+    """A model that answers long after its turn was stopped and another one was held."""
+    monkeypatch.setattr("agent.chat.STOP_GRACE_S", 0.2)
+    chat = world.chat(case="anna")
+    answer_to, asked, answers = agent.intents.answer_to, threading.Event(), threading.Event()
+
+    def slow(messages):
+        if str(messages[-1].text) == "help":
+            asked.set()
+            assert answers.wait(120)
+        return answer_to(messages)
+
+    monkeypatch.setattr("agent.intents.answer_to", slow)
+    stop, events = threading.Event(), []
+    turn = threading.Thread(target=lambda: events.extend(chat.say("help", stop)))
+    turn.start()
+    assert asked.wait(120)
+    stop.set()
+    turn.join()
+    assert isinstance(events[-1], Stopped)
+    say(chat, "show the case")
+    held = [(m.type, m.text) for m in chat._messages()]
+    answers.set()
+    deadline = time.monotonic() + 120
+    while any(thread.name == f"chat-{chat.thread_id}" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert [(m.type, m.text) for m in chat._messages()] == held
     assert not chat.unfinished
 
 
