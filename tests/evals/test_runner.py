@@ -519,13 +519,13 @@ def test_other_conditions_or_another_folder_are_refused(tmp_path, folder):
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
-        (Limits(seconds=1), "stopped at the limit of 1 s"),
+        (Limits(seconds=3), "stopped at the limit of 3 s"),
         (Limits(tool_calls=5), "stopped at the limit of 5 tool calls"),
         (Limits(tokens=400), "stopped at the limit of 400 tokens"),
     ],
 )
 def test_a_case_at_its_limit_is_an_empty_answer_with_its_reason(tmp_path, folder, limits, why):
-    delay = 0.3 if limits.seconds else 0.0
+    delay = 1.0 if limits.seconds else 0.0
     services = shared(worlds(tmp_path / "logs", Scripted(("Cisplatin", "Mitomycin"), ("Lipiodol",), 500), delay=delay))
     run = evaluate(folder, PlannerAgent(SETTINGS, services, limits=limits), dataset(2), limits=limits)
     assert [(row.status, row.why) for row in run.rows] == [("limit", why)] * 2
@@ -537,21 +537,21 @@ def test_a_case_at_its_limit_is_an_empty_answer_with_its_reason(tmp_path, folder
 
 
 def test_waiting_for_other_cases_is_not_on_the_time_limit(tmp_path, folder):
-    """Three cases share a tool that takes 2.5 s of each: with a limit of 6 s, the last one still comes to its end."""
+    """Three cases share a tool that takes 5 s of each: with a limit of 12 s, the last one still comes to its end."""
 
     class Slow(FakeWorld):
         def describe_case(self, case_id):
-            time.sleep(2.5)
+            time.sleep(5.0)
             return super().describe_case(case_id)
 
     def make(run, facts, stop):
         return fake_services(Slow(tmp_path / f"{facts.case_id}.log"))(run, facts, stop)
 
-    limits = Limits(seconds=6)
+    limits = Limits(seconds=12)
     agent = PlannerAgent(SETTINGS, shared(make), stage="propose", limits=limits)
     run = evaluate(folder, agent, dataset(3), stage="propose", limits=limits, parallel=3)
     assert {row.status for row in run.rows} == {"answered"}
-    assert max(row.usage.seconds for row in run.rows) > 6.0  # the last one waited for both others
+    assert max(row.usage.seconds for row in run.rows) > 12.0  # the last one waited for both others
 
 
 def test_the_model_alone_is_asked_also_where_the_plan_ended_at_its_limit_and_has_an_effort_of_its_own(tmp_path, folder):
