@@ -27,7 +27,7 @@ from models.errors import PlanningError
 from models.protocol import Dose, DoseUnit, Kind, Protocol
 
 ROOT = "root"
-_DOSED = re.compile(r"(.+) (\d+(?:\.\d+)?(?:e[+-]\d+)?) (mg|ml)")
+_DOSED = re.compile(r"(.+) (\d+(?:\.\d+)?) (mg|ml)")
 
 
 class SearchModel(BaseModel):
