@@ -17,7 +17,7 @@ from models.errors import RunError, WeightsError
 from models.networks.autoencoder import Autoencoder
 from models.networks.diffusion import Flow
 from models.networks.preset import Preset
-from models.training import drawings
+from models.training import drawings, simulations
 from models.training.autoencoder import AutoencoderTask, measure_latents, train_autoencoder
 from models.training.checkpoint import FILE as CHECKPOINT
 from models.training.denoiser import DenoiserTask, train_denoiser
@@ -207,6 +207,25 @@ def test_latents_are_computed_once_and_continued(pool: FakePool, tiny: Preset, t
     assert (tmp_path / "pre.npy").stat().st_mtime_ns == stamp
     compute_latents(autoencoder, pool, tiny, tmp_path, "b")
     assert (tmp_path / "pre.npy").stat().st_mtime_ns > stamp
+
+
+def test_what_a_kill_left_of_other_latents_is_not_taken_for_these(
+    pool: FakePool, tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoencoder = _autoencoder(tiny, pool)
+    written = compute_latents(autoencoder, pool, tiny, tmp_path, "a")
+    first = {name: np.array(values) for name, values in vars(written).items()}
+
+    def killed(_: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(autoencoder, "encode", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compute_latents(autoencoder, pool, tiny, tmp_path, "b")
+    again = vars(compute_latents(autoencoder, pool, tiny, tmp_path, "a"))
+    for name, values in first.items():
+        np.testing.assert_array_equal(again[name], values)
 
 
 def test_crops_hold_the_tumour_and_hu_maps_to_the_unit_range(pool: FakePool) -> None:
@@ -503,6 +522,15 @@ def test_simulations_are_kept_for_the_same_patients_and_sampling_only(
     assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == [2, 3]
     assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == []
 
+    def killed(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(drawings, "draw_patient", killed)
+        with pytest.raises(KeyboardInterrupt):
+            call([1, 4])
+    assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == [2, 3]  # the other call had begun to write over them
+
 
 def test_simulations_are_read_as_the_engine_reads_them(
     pool: FakePool, tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -530,6 +558,15 @@ def test_simulations_are_read_as_the_engine_reads_them(
     np.testing.assert_array_equal(counted[:, ~mask], read[:, ~mask])
     np.testing.assert_array_equal(again, read)
     assert not np.array_equal(read, counted)
+
+    def killed(*_: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(simulations, "classes_with", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tissue("predicted")
+    np.testing.assert_array_equal(tissue("read"), read)
 
 
 def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool: FakePool) -> None:
