@@ -85,8 +85,15 @@ class Desk:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Holds the desk: tools of one turn that run at once take turns."""
+        """Holds the desk: tools of one turn that run at once take turns.
+
+        Raises:
+            RunStopped: the person stopped the turn while its tool waited; the next turn may have begun.
+        """
+        stop = self.stop
         with self._busy:
+            if stop.is_set():
+                raise RunStopped("Stopped before it began.")
             yield
 
     def case_path(self) -> Path:
@@ -171,14 +178,16 @@ class Desk:
         key = f"{path}\n{sorted(changes.items())}"
         if key not in self._kept:
             self._kept = {key: self._make_tools(path, changes, self.store.artifacts, self.settings)}
-        for tool in self._kept[key].values():
-            tool.workspace.progress = self._halt
-        return self._kept[key]
+        stop = self.stop  # of this turn: the desk has another one in the next
 
-    def _halt(self, tool: str, done: int, total: int) -> None:
-        """Leave a tool between two outcomes where the person stopped the turn; what is done is stored."""
-        if self.stop.is_set():
-            raise RunStopped(f"Stopped: {tool} had done {done} of {total}.")
+        def halt(tool: str, done: int, total: int) -> None:
+            """Leave a tool between two outcomes where the person stopped the turn; what is done is stored."""
+            if stop.is_set():
+                raise RunStopped(f"Stopped: {tool} had done {done} of {total}.")
+
+        for registered in self._kept[key].values():
+            registered.workspace.progress = halt
+        return self._kept[key]
 
     def plans(self) -> list[PlanRow]:
         """The plans of this conversation that have begun, oldest first."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from models.errors import RunError
 
+_UNFINISHED = ".unfinished-"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: beside its place, then renamed.
@@ -16,7 +18,7 @@ def write_text(path: Path, text: str) -> None:
         RunError: the folder can't be written.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
     except OSError as exc:
         raise RunError(unwritable(path.parent, exc)) from exc
     temporary = Path(name)
@@ -29,6 +31,15 @@ def write_text(path: Path, text: str) -> None:
         raise RunError(unwritable(path.parent, exc)) from exc
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what a kill left of a file that was being written.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    return all(path.name.startswith(_UNFINISHED) for path in folder.iterdir())
 
 
 def unwritable(folder: Path, exc: OSError) -> str:

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from agent.approval import GateAnswer, answer_fault
 from agent.events import Event, Planned, Proposed, Waiting, events
-from agent.files import unwritable, write_text
+from agent.files import is_empty, unwritable, write_text
 from agent.nodes import Services
 from agent.plan import Approval, Plan
 from agent.planner import build_planner
@@ -210,7 +210,10 @@ class Run:
             RunError: weights, device or rules are not those that the run began with.
         """
         if waits is None:
-            raise ApprovalError(f"The run in {self.folder} waits for no answer, so none was taken.")
+            raise ApprovalError(
+                f"The run in {self.folder} waits for no answer, so none was taken: go on without one, with "
+                f"`mewm resume {self.folder}`."
+            )
         if answer.interrupt_id != waits.interrupt_id:
             raise ApprovalError(
                 f"The answer is to question {answer.interrupt_id[:8]}, but the run in {self.folder} waits for an "
@@ -428,7 +431,7 @@ def start_run(
     try:
         made = tuple(path for path in (folder, *folder.parents) if not path.exists())
         folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
+        taken = not is_empty(folder)
     except OSError as exc:
         remove_empty(made)
         raise RunError(unwritable(folder, exc)) from exc

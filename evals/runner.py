@@ -27,7 +27,7 @@ from inspect_ai.log import EvalLog
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from agent.files import write_text
+from agent.files import is_empty, make_folder, write_text
 from evals.datasets import Dataset, EvalCase
 from evals.judge import judge_answer
 from evals.results import (
@@ -288,14 +288,11 @@ def prepare_folder(folder: Path, spec: RunSpec) -> None:
                 f"{folder} holds an evaluation under other conditions ({changes}): bring them back, or "
                 "choose another folder with --out."
             )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f"The folder {folder} is not empty and holds no evaluation: choose another with --out.")
-    try:
-        (folder / LOGS).mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise RunError(f"The folder {folder} can't be written ({exc.strerror}): choose another with --out.") from exc
-    write_text(folder / SPEC_FILE, spec.model_dump_json(indent=1) + "\n")
+    else:
+        if not is_empty(make_folder(folder)):
+            raise RunError(f"The folder {folder} is not empty and holds no evaluation: choose another with --out.")
+        write_text(folder / SPEC_FILE, spec.model_dump_json(indent=1) + "\n")
+    make_folder(folder / LOGS)
 
 
 def _inspect(session: Session, parallel: int) -> EvalLog | None:

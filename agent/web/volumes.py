@@ -320,9 +320,12 @@ def _registered(case: Case, name: str) -> Volume:
 
 def _prune(folder: Path, limit: int, keep: Path) -> None:
     """Remove the files that were shown longest ago, down to the limit in bytes."""
+    found = []
     try:
-        files = sorted(((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.nii")), reverse=True)
-        total = 0
+        for path in folder.glob("*.nii"):
+            with suppress(FileNotFoundError):  # another request tidies too
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
+        files, total = sorted(found, reverse=True), 0
         for _, size, path in files:
             total += size
             if total > limit and path != keep:

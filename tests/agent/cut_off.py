@@ -1,9 +1,11 @@
-"""What a kill leaves: copies of a folder as it was after every single write of a checkpoint database in it."""
+"""What a kill leaves: a folder after every single write of a checkpoint database, or a file that was half written."""
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +14,14 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.sqlite import SqliteSaver
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from agent.files import write_text
+Path.replace = lambda *_: os._exit(9)
+write_text(Path(sys.argv[1]), "half")
+"""
 
 
 @contextmanager
@@ -39,3 +49,11 @@ def copied_after_every_write(folder: Path, to: Path) -> Iterator[list[Path]]:
         for name in ("put", "put_writes"):
             patch.setattr(SqliteSaver, name, copied(getattr(SqliteSaver, name)))
         yield copies
+
+
+def killed_while_writing(path: Path) -> None:
+    """Write a file in a process that dies before the file is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False).returncode == 9
+    assert not path.exists()
+    assert any(path.parent.iterdir())

@@ -82,6 +82,9 @@ class FakeWorld:
         self.kill_after = kill_after
         self.fail_once = fail_once
         self.delay = delay
+        self.goes_on = threading.Event()
+        """Unset: every simulation waits for it."""
+        self.goes_on.set()
         self.weights_hash = "fakeweights"
         self.listener: Callable[[str, int, int], None] | None = None
         self.ids: dict[str, tuple[str, int]] = {}
@@ -186,6 +189,7 @@ class FakeWorld:
                     fresh += 1
                     self.made += 1
                     time.sleep(self.delay)
+                    assert self.goes_on.wait(120)
                     if self.kill_after is not None and self.made >= self.kill_after:
                         os.kill(os.getpid(), signal.SIGKILL)
                 self.ids[name] = (key, seed)

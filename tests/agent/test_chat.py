@@ -31,7 +31,7 @@ from agent.events import (
     Waiting,
 )
 from agent.plan import read_plan
-from models.errors import ApprovalError, InputError, RunError, WeightsError
+from models.errors import ApprovalError, InputError, RunError, RunStopped, WeightsError
 from tests.agent.cut_off import copied_after_every_write
 from tests.agent.fake_chat import TINY, ChatWorld
 
@@ -283,12 +283,66 @@ def test_a_turn_that_was_left_behind_writes_nothing_into_the_next(world, monkeyp
     say(chat, "show the case")
     held = [(m.type, m.text) for m in chat._messages()]
     answers.set()
+    _wait_for_left_turns(chat)
+    assert [(m.type, m.text) for m in chat._messages()] == held
+    assert not chat.unfinished
+
+
+def test_a_tool_of_a_turn_that_was_left_behind_stops_though_the_next_turn_has_begun(world, monkeypatch):
+    monkeypatch.setattr("agent.chat.STOP_GRACE_S", 0.2)
+    chat = world.chat(case="anna")
+    world.world.goes_on.clear()
+    stop = threading.Event()
+    turn = threading.Thread(target=lambda: list(chat.say("simulate Cisplatin | Lipiodol", stop)))
+    turn.start()
+    deadline = time.monotonic() + 120
+    while not world.world.simulated():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    stop.set()
+    turn.join()
+    say(chat, "help")
+    world.world.goes_on.set()
+    _wait_for_left_turns(chat)
+    assert len(world.world.simulated()) == 1
+
+
+def test_a_tool_that_waited_while_its_turn_was_stopped_does_not_begin(world):
+    desk = world.chat(case="anna").desk
+    desk.stop, seen, waits = threading.Event(), [], threading.Event()
+    busy = desk._busy
+
+    class Door:
+        def __enter__(self) -> None:
+            waits.set()
+            busy.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            busy.release()
+
+    def second_tool() -> None:
+        try:
+            with desk.at_work():
+                seen.append("began")
+        except RunStopped:
+            seen.append("stopped")
+
+    with desk.at_work():
+        desk._busy = Door()
+        waiting = threading.Thread(target=second_tool)
+        waiting.start()
+        assert waits.wait(120)
+        desk.stop.set()
+        desk.stop = threading.Event()  # as the next turn does
+    waiting.join()
+    assert seen == ["stopped"]
+
+
+def _wait_for_left_turns(chat) -> None:
     deadline = time.monotonic() + 120
     while any(thread.name == f"chat-{chat.thread_id}" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert [(m.type, m.text) for m in chat._messages()] == held
-    assert not chat.unfinished
 
 
 def test_cut_off_after_any_write_the_next_turn_finds_every_call_with_its_result(tmp_path):

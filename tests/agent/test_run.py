@@ -26,7 +26,7 @@ from agent.trace import TIMING_FIELDS, read_trace
 from models.case import Case, ImageMeta, write_case
 from models.errors import CaseError, PlanningError, RunError, RunStopped, ToolError, WeightsError
 from models.volume import Volume
-from tests.agent.cut_off import copied_after_every_write
+from tests.agent.cut_off import copied_after_every_write, killed_while_writing
 from tests.agent.fake_tools import FakeWorld, fake_services, make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +245,12 @@ def test_a_folder_that_is_in_use_is_not_overwritten(tmp_path, case):
     (other / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
         start_run(case, other, SETTINGS)
+
+
+def test_a_kill_while_a_run_is_begun_does_not_keep_its_folder_from_use(tmp_path, case):
+    killed_while_writing(tmp_path / "run" / "run.json")
+    start_run(case, tmp_path / "run", SETTINGS)
+    assert open_run(tmp_path / "run").record.case_path == str(case.resolve())
 
 
 def test_a_missing_case_makes_no_run_folder(tmp_path):

@@ -37,6 +37,7 @@ from evals.solver import CaseJob, PlannerAgent, shared, usage_of
 from models.clinical_record import ClinicalRecord
 from models.errors import CaseError, RunError, RunStopped
 from models.protocol import Dose, Protocol
+from tests.agent.cut_off import killed_while_writing
 from tests.agent.fake_tools import FakeWorld, fake_services
 from tests.evals.fake_dataset import SETTINGS, SPACE, FakeCase, Says, dataset, protocol, spec
 
@@ -495,6 +496,12 @@ def test_a_bug_is_raised_and_keeps_what_was_finished(folder):
     with pytest.raises(ZeroDivisionError, match="a bug"):
         evaluate(folder, broken)
     assert len(list(folder.glob(f"{CASES}/*/*/{ANSWER}"))) == 2
+
+
+def test_a_kill_while_an_evaluation_is_begun_does_not_keep_its_folder_from_use(folder):
+    killed_while_writing(folder / SPEC_FILE)
+    evaluate(folder, Says(CONSTANT), dataset(2))
+    assert len(read_run(folder).rows) == 2
 
 
 def test_other_conditions_or_another_folder_are_refused(tmp_path, folder):
