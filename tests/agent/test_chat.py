@@ -31,6 +31,7 @@ from agent.events import (
     Waiting,
 )
 from agent.plan import read_plan
+from agent.run import Run
 from models.errors import ApprovalError, InputError, RunError, RunStopped, WeightsError
 from tests.agent.cut_off import copied_after_every_write
 from tests.agent.fake_chat import TINY, ChatWorld
@@ -427,6 +428,29 @@ def test_killed_in_a_plan_the_conversation_goes_on_and_nothing_is_simulated_twic
     # The approval was taken once, and only for the gate that it was given to.
     plan = of(say(again, "approve as Dr Wang"), Planned)[0].plan
     assert [(a.gate, a.by) for a in plan.approvals] == [("actions", "Dr Chen"), ("plan", "Dr Wang")]
+
+
+def test_killed_before_an_approved_plan_is_written_the_turn_writes_it_when_it_goes_on(world, monkeypatch):
+    class KilledHereError(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledHereError
+
+    chat = world.chat(case="anna", settings=TINY.model_copy(update={"approve_actions": False}))
+    say(chat, "plan")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_leave", killed)
+        with pytest.raises(KilledHereError):
+            say(chat, "approve as Dr Chen")
+    again = world.chat(chat.thread_id)
+    (row,) = again.desk.plans()
+    written = world.store.plan_folder(row) / "plan.json"
+    assert again.unfinished
+    assert again.standings()["plan-1"].status == "done"
+    assert not written.exists()
+    list(again.resume())
+    assert [(a.decision, a.by) for a in read_plan(written).approvals] == [("approve", "Dr Chen")]
 
 
 def test_killed_inside_a_tool_the_tool_goes_on_where_it_was(tmp_path, world):
