@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 
 from models.networks.action import text_encoder, text_vector
@@ -78,8 +78,21 @@ def drawn_loss(found: Tensor, meant: Tensor) -> Tensor:
     return share_loss(found, meant) + share_loss(found[:1] - found[1:], meant[:1] - meant[1:])
 
 
+def outline_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - Dice of the whole tumour, living or dead, averaged over scans: the smallest counts as the largest does.
+
+    Args:
+        logits: (N, 5, S, S, S).
+        labels: (N, S, S, S) int64 classes.
+    """
+    found = torch.softmax(logits, dim=1)[:, Tissue.VIABLE :].sum(dim=1, keepdim=True)
+    tumour = (labels >= Tissue.VIABLE)[:, None].to(found.dtype)
+    loss: Tensor = DiceLoss(squared_pred=True, smooth_nr=1.0, smooth_dr=1.0)(found, tumour)
+    return loss
+
+
 class SegmenterTask:
-    """Dice + cross-entropy over the views + the error of the shares of the original tumour."""
+    """Dice + cross-entropy over the views + the tumour's outline + the error of the shares of the original tumour."""
 
     def __init__(
         self, pool: Pool, preset: Preset, autoencoder: Autoencoder, denoiser: Denoiser | None = None,
@@ -193,8 +206,10 @@ class SegmenterTask:
         logits = self.network(seen)
         found = found_shares(logits, inside, options["share_sharpness"])
         share = share_loss(found[:count], true_shares(labels, inside[:count]))
+        outline = outline_loss(logits[:count], labels)
         loss: Tensor = self.criterion(logits[:count], labels[:, None]) + options["share_weight"] * share
-        told = {"share": float(share.detach())}
+        loss = loss + options["outline_weight"] * outline
+        told = {"share": float(share.detach()), "outline": float(outline.detach())}
         if meant is not None:
             drawn_share = drawn_loss(found[count:], meant.to(self.device))
             loss = loss + options["drawn_weight"] * drawn_share

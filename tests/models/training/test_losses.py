@@ -16,7 +16,7 @@ from models.training.losses import (
     region_weights,
     weighted_l1,
 )
-from models.training.segmenter import drawn_loss, found_shares, share_loss, true_shares
+from models.training.segmenter import drawn_loss, found_shares, outline_loss, share_loss, true_shares
 
 
 def brute_force_efron(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
@@ -161,6 +161,20 @@ def test_sharpness_counts_the_most_likely_class_and_dead_tissue_counts_half() ->
     none = torch.zeros(1, 3)
     assert share_loss(none, torch.tensor([[0.2, 0.0, 0.0]])).item() == pytest.approx(0.04)
     assert share_loss(none, torch.tensor([[0.0, 0.2, 0.2]])).item() == pytest.approx(0.04)
+
+
+def test_outline_loss_counts_scans_alike_and_asks_for_no_tissue() -> None:
+    """One of two voxels of a small tumour found, and all of a large one, as another tissue: 1 - Dice by hand."""
+    labels = torch.ones(2, 4, 4, 4, dtype=torch.int64)
+    labels[0, 0, 0, :2] = int(Tissue.NECROTIC)
+    labels[1, 2:] = int(Tissue.OIL)
+    found = torch.ones(2, 4, 4, 4, dtype=torch.int64)
+    found[0, 0, 0, 0] = int(Tissue.VIABLE)
+    found[1, 2:] = int(Tissue.VIABLE)
+    logits = 50.0 * torch.nn.functional.one_hot(found, len(Tissue)).movedim(-1, 1).float()
+    small = 1 - (2 * 1 + 1) / (1 + 2 + 1)  # one voxel is added above and below
+    assert outline_loss(logits, labels).item() == pytest.approx(small / 2)
+    assert outline_loss(logits[1:], labels[1:]).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_drawn_loss_by_hand() -> None:
