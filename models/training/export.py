@@ -37,6 +37,7 @@ FREE = frozenset(
 )
 """Settings of a network that its weights do not depend on: how it is sampled or used, and what only training does."""
 COMMON = ("size", "spacing_mm", "hu_window")
+_OPTIONS = "training."
 
 
 def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, str]:
@@ -54,7 +55,7 @@ def load_trained(name: PartName, run: Path, preset: Preset) -> tuple[nn.Module, 
             training, _ = decoder.raw_decode(text, end + 1)
         trained = _settings(name, sizes, training)
         asked = _settings(name, preset.model_dump(mode="json"), getattr(preset.training, name).model_dump(mode="json"))
-        if other := [f"{key}={trained[key]}" for key in trained.keys() & asked.keys() if trained[key] != asked[key]]:
+        if other := [f"{key}={value}" for key, value in _different(trained, asked).items()]:
             raise WeightsError(
                 f"{path} was trained with {' and '.join(sorted(other))}: give the same preset and the same --set here."
             )
@@ -75,14 +76,22 @@ def _settings(name: PartName, preset: dict[str, Any], training: dict[str, Any]) 
     """What the weights of a network mean something with, by the key that `--set` takes, and what they were taught.
 
     How long and how fast they were trained is left out: that the recorded command says.
-
-    A setting that only one of two presets has is no difference: presets gain settings, with the old way as default.
     """
     own = {f"{name}.{key}": value for key, value in preset[name].items() if key not in FREE}
-    taught = {f"training.{name}.options.{key}": value for key, value in training["options"].items()}
+    taught = {f"{_OPTIONS}{name}.options.{key}": value for key, value in training["options"].items()}
     if name == "survival" and "viable" in preset["segmenter"]:  # it has learned from scans that were read so
         taught["segmenter.viable"] = preset["segmenter"]["viable"]
     return own | {key: preset[key] for key in COMMON} | taught
+
+
+def _different(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a network was trained with and that are asked otherwise.
+
+    Presets gain settings. A training option that one of the two does not know yet is 0 there, which is off; another
+    setting that only one of them has is no difference: its default is the old way.
+    """
+    keys = (trained.keys() & asked.keys()) | {key for key in trained.keys() | asked.keys() if key.startswith(_OPTIONS)}
+    return {key: trained.get(key, 0) for key in keys if trained.get(key, 0) != asked.get(key, 0)}
 
 
 def load_trained_autoencoder(run: Path, preset: Preset) -> tuple[Autoencoder, str]:

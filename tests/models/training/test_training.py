@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from models.training.response import effect_slope
 from models.training.segmenter import SegmenterTask, train_segmenter
 from models.training.simulations import Simulations, Simulator, simulate_pool
 from models.training.survival import SurvivalTask, train_survival
-from models.weights import PARTS, build_network, load_world_model
+from models.weights import PARTS, PartName, build_network, load_world_model
 from tests.models.training.conftest import FakePool
 
 QUIET = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.5)
@@ -80,21 +81,29 @@ def _losses(out: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    name: str, pool: FakePool, tiny: Preset, tmp_path: Path
+    name: PartName, pool: FakePool, tiny: Preset, tmp_path: Path
 ) -> None:
-    train = _trainer(name, pool, tiny)
-    train(tmp_path / "whole", seed=5, steps=6)
-    broken = train(tmp_path / "broken", seed=5, steps=6, stop_after=3)
+    """As `mewm train all` trains it: in mixed precision, on what the networks before it make of the pool."""
+    for earlier in PARTS[: PARTS.index(name)]:
+        train_part(earlier, pool, tiny, tmp_path / "whole", quietly(steps=1))
+    if (tmp_path / "whole").exists():
+        shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+
+    def train(folder: str, **options: Any) -> RunResult:
+        chosen = replace(quietly(seed=5, steps=6, **options), mixed_precision=True)
+        return train_part(name, pool, tiny, tmp_path / folder, chosen)
+
+    train("whole")
+    broken = train("broken", stop_after=3)
     assert not broken.finished
-    assert not (tmp_path / "broken" / FINAL).exists()
-    resumed = train(tmp_path / "broken", seed=5, steps=6, resume=True)
-    assert resumed.finished
-    whole, again = load_file(tmp_path / "whole" / FINAL), load_file(tmp_path / "broken" / FINAL)
+    assert not (tmp_path / "broken" / name / FINAL).exists()
+    assert train("broken", resume=True).finished
+    whole, again = load_file(tmp_path / "whole" / name / FINAL), load_file(tmp_path / "broken" / name / FINAL)
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[key], again[key]) for key in whole)
-    assert _losses(tmp_path / "whole") == _losses(tmp_path / "broken")
-    assert len(_losses(tmp_path / "whole")) == 6
-    assert list((tmp_path / "whole" / "samples").glob("*.png"))
+    assert _losses(tmp_path / "whole" / name) == _losses(tmp_path / "broken" / name)
+    assert len(_losses(tmp_path / "whole" / name)) == 6
+    assert list((tmp_path / "whole" / name / "samples").glob("*.png"))
 
 
 def _task(name: str, pool: FakePool, tiny: Preset, folder: Path) -> Task:
@@ -455,6 +464,11 @@ def test_weights_are_not_exported_under_another_training_than_they_had(
     was = settings["training"]["denoiser"]["options"]["contrast_weight"]
     settings["training"]["denoiser"]["options"]["contrast_weight"] = was + 1.0
     with pytest.raises(WeightsError, match=rf"was trained with training\.denoiser\.options\.contrast_weight={was}: "):
+        load_trained("denoiser", tmp_path, Preset.model_validate(settings))
+    settings["training"]["denoiser"]["options"] |= {"contrast_weight": was, "a_later_option": 0.0}
+    load_trained("denoiser", tmp_path, Preset.model_validate(settings))
+    settings["training"]["denoiser"]["options"]["a_later_option"] = 2.0
+    with pytest.raises(WeightsError, match=r"was trained with training\.denoiser\.options\.a_later_option=0: "):
         load_trained("denoiser", tmp_path, Preset.model_validate(settings))
 
 
