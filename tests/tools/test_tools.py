@@ -31,8 +31,14 @@ def ball_ml(radius: float) -> float:
     return 4 / 3 * np.pi * radius**3 / 1000
 
 
+GIVEN = Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",))
+
+
 def put_outcome(
-    workspace: Workspace, paint: Callable[[NDArray[np.float64], int], NDArray[np.float64]], seed: int = 0
+    workspace: Workspace,
+    paint: Callable[[NDArray[np.float64], int], NDArray[np.float64]],
+    seed: int = 0,
+    protocol: Protocol = GIVEN,
 ) -> str:
     """Stores an outcome whose HU inside the tumour are `paint(mm from the lesion's centre, lesion number)`."""
     prepared = workspace.prepared("two")
@@ -45,7 +51,6 @@ def put_outcome(
             hu = paint(np.linalg.norm(world - centre, axis=-1), number)
             inside = prepared.numbers[row] == number
             difference[row][inside] = np.rint(hu - prepared.pre[row])[inside]
-    protocol = Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",))
     return workspace.artifacts.put(
         "outcome", workspace.outcome_key("two", protocol, seed, 1), {"difference": pack(prepared, difference)}
     )
@@ -273,6 +278,22 @@ def test_risk_is_network_plus_toxicity(workspace: Workspace):
     a, b, c, d = result.estimates
     assert a.toxicity_log_risk == b.toxicity_log_risk != c.toxicity_log_risk == d.toxicity_log_risk
     assert (result.baseline_n, result.baseline_origin) == (120, "synthetic")
+
+
+def test_the_risk_of_a_tumour_is_that_of_its_scan_whatever_was_given(workspace: Workspace):
+    """Of what a protocol does to the tumour the network knows the scan and its tissue only; toxicity is beside it."""
+    given = (Protocol(drugs=("Cisplatin",)), Protocol(drugs=("Doxorubicin",), embolics=("Lipiodol", "PVA")))
+    paints = (lambda d, n: np.full(d.shape, TUMOUR_HU), lambda d, n: np.where(d < 15, NECROTIC_HU, TUMOUR_HU))
+    names = [put_outcome(workspace, paint, n, protocol) for n, paint in enumerate(paints) for protocol in given]
+    parts = segment(names, workspace=workspace).segmentations
+    alive, same_alive, dying, same_dying = survival_risk(
+        "two", [part.segmentation_id for part in parts], workspace=workspace
+    ).estimates
+    assert alive.protocol != same_alive.protocol
+    assert alive.toxicity_log_risk != same_alive.toxicity_log_risk
+    assert alive.tumour_log_risk == pytest.approx(same_alive.tumour_log_risk, abs=1e-6)
+    assert dying.tumour_log_risk == pytest.approx(same_dying.tumour_log_risk, abs=1e-6)
+    assert abs(alive.tumour_log_risk - dying.tumour_log_risk) > 1e-3
 
 
 def test_risk_is_the_same_in_a_new_process_and_scored_once(
