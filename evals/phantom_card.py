@@ -32,7 +32,8 @@ CITATION: Final = (
     "Real figures: HCC-TACE-Seg, The Cancer Imaging Archive, CC BY 4.0 (Moawad et al. 2021, "
     "doi:10.7937/TCIA.5FNA-0924; Morshid et al. 2019, doi:10.1148/ryai.2019180021; Clark et al. 2013, "
     "doi:10.1007/s10278-013-9622-7): aggregates over 70 of its 105 patients, and the scans of HCC_009. The cohort's "
-    "parameters were set after these same figures, so that their agreement is a fit and no test."
+    "parameters were set after these same figures, so that their agreement is a fit and no test; docs/phantom.md says "
+    "where there is none."
 )
 _SIZE = 64
 _VISIBLE_SEED = 500_000

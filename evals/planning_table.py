@@ -357,6 +357,10 @@ def summarise(
                 "of_random": ratio_figure(regret, random),
                 "minus_full": None if name == FULL else _figure(regret - planner),
                 "minus_control": _figure(regret - control) if lacks_a_part and control is not None else None,
+                "patients": None if name == FULL else {
+                    "as_good": int(np.sum(regret == planner)), "better": int(np.sum(regret < planner)),
+                    "worse": int(np.sum(regret > planner)),
+                },
             }
         )  # fmt: skip
     baselines = {name: np.array([float(row["judged"][name]) for row in full]) for name in BASELINES}

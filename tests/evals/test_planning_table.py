@@ -190,8 +190,11 @@ def test_regrets_are_paired_by_patient_and_excluded_ones_count_nowhere(bundle: P
     assert set(against.values()) == {None}
     assert "Minus the control:\nwithout combo-contrastive learning 0.200 [0.200, 0.200]." in parts["markdown"]
     assert "Minus the control" not in result["markdown"]
-    found["true_hazard"] = rows(values.tolist())
-    knowing = summarise(found, {}, Asked(PlannerSettings(), bundle))["markdown"]
+    found["true_hazard"] = rows([*values[:5].tolist(), *(values[5:8] - 0.2).tolist(), *(values[8:] + 0.1).tolist()])
+    compared = summarise(found, {}, Asked(PlannerSettings(), bundle))
+    knowing = compared["markdown"]
+    assert compared["rows"][-1]["patients"] == {"as_good": 4, "better": 3, "worse": 2}  # of nine: one is excluded
+    assert "| 4, 3, 2 |" in knowing
     assert "toxicity is the fixed term without the patient's own sensitivity" in knowing
     text = StringIO()
     show(result, Console(file=text, width=200))

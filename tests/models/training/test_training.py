@@ -43,7 +43,7 @@ from models.training.segmenter import SegmenterTask, train_segmenter
 from models.training.simulations import Simulations, Simulator, simulate_pool
 from models.training.survival import SurvivalTask, train_survival
 from models.weights import PARTS, PartName, build_network, load_world_model
-from tests.models.training.conftest import FakePool
+from tests.models.training.conftest import FakePool, shrink
 
 QUIET = Cadence(checkpoint_seconds=1e9, metrics_steps=1, validate_every=0.5)
 Train = Callable[..., RunResult]
@@ -104,6 +104,19 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert _losses(tmp_path / "whole" / name) == _losses(tmp_path / "broken" / name)
     assert len(_losses(tmp_path / "whole" / name)) == 6
     assert list((tmp_path / "whole" / name / "samples").glob("*.png"))
+
+
+def test_the_paper_preset_trains_by_its_own_losses_and_sampling(pool: FakePool, tmp_path: Path) -> None:
+    """Noise prediction, DDPM, decoded codes, no record, on networks that are made small: what `tiny` has otherwise."""
+    settings = shrink(Preset.load("paper")).model_dump()
+    settings["denoiser"]["timesteps"] = 20  # DDPM takes them all
+    paper = Preset.model_validate(settings)
+    assert (paper.denoiser.objective, paper.autoencoder.decode_codes) == ("noise", True)
+    for name in PARTS:
+        assert train_part(name, pool, paper, tmp_path, quietly(steps=2)).finished
+        assert np.isfinite(_losses(tmp_path / name)).all()
+    manifest = export_bundle(tmp_path, paper, tmp_path / "weights", origin="synthetic", provenance={})
+    assert load_world_model(tmp_path / "weights").weights_hash == manifest.weights_hash
 
 
 def _task(name: str, pool: FakePool, tiny: Preset, folder: Path) -> Task:
