@@ -37,9 +37,12 @@ def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing, or only what a kill left of a file that was being written.
 
     Raises:
-        OSError: it can't be read.
+        RunError: it can't be read.
     """
-    return all(path.name.startswith(_UNFINISHED) for path in folder.iterdir())
+    try:
+        return all(path.name.startswith(_UNFINISHED) for path in folder.iterdir())
+    except OSError as exc:
+        raise RunError(f"The folder {folder} can't be read ({exc.strerror}): choose another.") from exc
 
 
 def unwritable(folder: Path, exc: OSError) -> str:

@@ -23,6 +23,12 @@ def test_a_folder_with_a_file_of_somebody_is_not_empty(tmp_path):
     assert not is_empty(tmp_path)
 
 
+def test_a_folder_that_can_not_be_read_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match=r"file can't be read \(Not a directory\): choose another\."):
+        is_empty(tmp_path / "file")
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     (tmp_path / "run.json").mkdir()
     with pytest.raises(RunError, match="can't be written"):
