@@ -21,7 +21,7 @@ from models.phantom.version import parameters, phantom_hash
 from models.weights import DEFAULT_WEIGHTS, read_manifest
 
 FORMAT = 8
-"""Of `model_card.json` and of the kept rows: raise it when what is measured changes."""
+"""Of the kept rows: raise it when what is measured on a patient changes."""
 Progress = Callable[[str, int, int], None]
 """Called with (block, done, wanted)."""
 

@@ -169,7 +169,8 @@ def calibrate(
         baseline: Of the weights; None leaves the groups out.
 
     Source:
-        Royston and Altman, BMC Med Res Methodol 2013 (calibration slope).
+        Royston and Altman, BMC Med Res Methodol 2013 (calibration slope). Borgan and Liestol, Scand J Stat 1990 (the
+        log-log interval of the observed survival).
     """
 
     def slope_of(index: npt.NDArray[np.int64]) -> float:
@@ -187,20 +188,19 @@ def calibrate(
     order = np.argsort(risk, kind="stable")
     errors = []
     for place, group in enumerate(np.array_split(order, GROUPS), start=1):
-        times, observed = kaplan_meier_estimator(died[group], months[group])
+        times, observed, (low, high) = kaplan_meier_estimator(died[group], months[group], conf_type="log-log")
         for horizon in HORIZONS_MONTHS:
             curves = [
                 float(np.interp(horizon, baseline.times_months, survival_at(baseline.survival, float(value))))
                 for value in risk[group]
             ]
-            until = observed[np.searchsorted(times, horizon, side="right") - 1] if horizon >= times[0] else 1.0
-            errors.append(abs(float(np.mean(curves)) - float(until)))
+            last = np.searchsorted(times, horizon, side="right") - 1
+            # before the first time nobody has died, and Kaplan-Meier's variance is none
+            seen = figure(observed[last], low[last], high[last], len(group)) if last >= 0 else figure(1.0, n=len(group))
+            errors.append(abs(float(np.mean(curves)) - seen["value"]))
             out["groups"].append(
-                {
-                    "group": place, "months": horizon, "n": len(group), "predicted": float(np.mean(curves)),
-                    "observed": float(until),
-                }
-            )  # fmt: skip
+                {"group": place, "months": horizon, "predicted": float(np.mean(curves)), "observed": seen}
+            )
     out["mean_absolute_error"] = figure(float(np.mean(errors)), n=len(months))
     return out
 

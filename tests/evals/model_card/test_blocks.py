@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from evals.model_card import dynamics, evaluate, survival
 from evals.model_card.blocks import BLOCKS, Sizes, measure_healthy, measure_patient, measure_survivor, seeds_of
@@ -210,15 +211,38 @@ def test_the_card_names_weights_data_targets_and_figures(card: dict[str, Any]) -
     assert "nan" not in text
 
 
-def test_a_figure_of_the_card_by_hand(card: dict[str, Any], tmp_path: Path) -> None:
-    """The mean absolute error over the patients' files."""
+def test_figures_of_the_card_by_hand(card: dict[str, Any], tmp_path: Path) -> None:
+    """Means, pooled slopes, ratios and ranks again, from the patients' files and with other libraries."""
     files = sorted((tmp_path / "work").glob("*/patients/*.json"))
-    values = [json.loads(path.read_text())["autoencoder"]["tumour"] for path in files]
-    assert len(values) == 4
-    assert card["autoencoder"]["mae_hu_tumour"]["value"] == pytest.approx(np.mean(values))
-    found = card["dynamics"]["agents"]["PVA"]["true_effect"]["value"]
-    rows = [json.loads(path.read_text())["agents"] for path in files]
-    assert found == pytest.approx(np.mean([e["true"]["viable"] for r in rows for e in r if e["agent"] == "PVA"]))
+    rows = [json.loads(path.read_text()) for path in files]
+    assert len(rows) == 4
+    mean_error = np.mean([row["autoencoder"]["tumour"] for row in rows])
+    assert card["autoencoder"]["mae_hu_tumour"]["value"] == pytest.approx(mean_error)
+    dice = np.mean([row["segmentation"]["views"]["post"]["tumour_dice"] for row in rows])
+    assert card["segmentation"]["post"]["tumour_dice"]["value"] == pytest.approx(dice)
+    agents = card["dynamics"]["agents"]
+    for name in ("PVA", "Cisplatin"):
+        found = [one for row in rows for one in row["agents"] if one["agent"] == name]
+        effects = [[one[side]["viable"] for side in ("true", "simulated", "read")] for one in found]
+        true, simulated, read = np.transpose(effects)
+        assert agents[name]["true_effect"]["value"] == pytest.approx(np.mean(true))
+        for figure, y in (("slope", simulated), ("read_slope", read)):
+            (by_least_squares,), *_ = np.linalg.lstsq(true[:, None], y, rcond=None)
+            assert agents[name][figure]["value"] == pytest.approx(by_least_squares)
+    protocols = [row["protocols"] for row in rows]
+    true = np.array([[one["true"]["viable"] for one in patient] for patient in protocols])
+    simulated = np.array(
+        [[np.mean([r["viable"] for r in one["simulated"]]) for one in patient] for patient in protocols]
+    )
+    viable = card["dynamics"]["viable"]
+    spread = [np.sqrt(values.var(axis=1).sum()) for values in (true, simulated)]
+    assert viable["amplitude_ratio"]["value"] == pytest.approx(spread[1] / spread[0])
+    ranks = [spearmanr(x, y).statistic for x, y in zip(true, simulated, strict=True)]
+    assert viable["within_patient_rank"]["value"] == pytest.approx(np.mean(ranks))
+    true = np.array([[one["true_risk"] for one in patient] for patient in protocols])
+    simulated = np.array([[np.mean(one["risk_on_simulated"]) for one in patient] for patient in protocols])
+    ranks = [spearmanr(x, y).statistic for x, y in zip(true, simulated, strict=True)]
+    assert card["risk"]["on_simulated_scans"]["value"] == pytest.approx(np.mean(ranks))
 
 
 def test_results_of_other_weights_or_another_phantom_are_refused(bundle: Path, tmp_path: Path) -> None:

@@ -70,14 +70,35 @@ def test_a_calibrated_risk_has_slope_one_and_a_halved_one_two(monkeypatch):
     right = calibrate(data["months"], data["died"], data["risk"], baseline)
     assert right["slope"]["value"] == pytest.approx(1.0, abs=0.12)
     assert right["mean_absolute_error"]["value"] < 0.06
-    assert [row["n"] for row in right["groups"][::3]] == [160] * 5
+    assert [row["observed"]["n"] for row in right["groups"][::3]] == [160] * 5
     # survival falls from the first group to the last, as drawn: 24 months at risk r means exp(-exp(r))
     at_two_years = [row for row in right["groups"] if row["months"] == 24.0]
-    assert [row["observed"] for row in at_two_years] == sorted((r["observed"] for r in at_two_years), reverse=True)
+    observed = [row["observed"]["value"] for row in at_two_years]
+    assert observed == sorted(observed, reverse=True)
     halved = calibrate(data["months"], data["died"], data["risk"] / 2, baseline)
     assert halved["slope"]["value"] == pytest.approx(2 * right["slope"]["value"], rel=0.01)
     assert halved["mean_absolute_error"]["value"] > right["mean_absolute_error"]["value"]
     assert calibrate(data["months"], data["died"], data["risk"], None)["groups"] == []
+
+
+def test_observed_survival_and_its_interval_are_greenwoods_by_hand(monkeypatch):
+    """The first fifth by risk at 12 months: product of the shares who live on, and Greenwood's variance of its log."""
+    monkeypatch.setattr(survival, "SLOPE_DRAWS", 2)
+    data = cohort(200)
+    months, died = np.ceil(data["months"]), data["died"]
+    baseline = SurvivalBaseline(times_months=(0.0, 60.0), survival=(1.0, 0.1), n=200, data_origin="synthetic")
+    found = calibrate(months, died, data["risk"], baseline)["groups"][0]
+    group = np.argsort(data["risk"])[:40]
+    alive, variance = 1.0, 0.0
+    for month in range(1, int(found["months"]) + 1):
+        at_risk = int((months[group] >= month).sum())
+        deaths = int((died[group] & (months[group] == month)).sum())
+        alive *= 1 - deaths / at_risk
+        variance += deaths / (at_risk * (at_risk - deaths))
+    assert 0 < alive < 1
+    half = 1.959963984540054 * np.sqrt(variance) / abs(np.log(alive))
+    low, high = (alive ** np.exp(sign * half) for sign in (1, -1))
+    assert found["observed"] == pytest.approx({"value": alive, "low": low, "high": high, "n": 40})
 
 
 def test_the_cox_model_never_sees_whom_it_judges():
