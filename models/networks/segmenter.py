@@ -12,6 +12,7 @@ from enum import IntEnum
 import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.networks.preset import SegmenterPreset
 
@@ -27,6 +28,9 @@ class Tissue(IntEnum):
 
 
 CHANNELS = 3
+NEIGHBOURS = 5
+"""Edge, in voxels, of the cube over which it is averaged how much alive a voxel looks. Transposed convolutions leave a
+comb of two voxels in the logits, which showed as stripes of living tumour."""
 
 
 def segmenter_input(scan: Tensor, before: Tensor, mask: Tensor) -> Tensor:
@@ -56,8 +60,9 @@ def dyn_unet(inputs: int, outputs: int, filters: Sequence[int]) -> DynUNet:
 def classes_with(logits: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
     """The most likely classes, where it is known how much of the tumour lives.
 
-    Inside the mask the given share of the voxels is viable: those whose viable logit lies highest above their next one.
-    Its other voxels are of their likeliest class but that; outside the mask every voxel is of its likeliest class.
+    Inside the mask the given share of the voxels is viable: those around which, on average over a cube of `NEIGHBOURS`
+    voxels, the viable logit lies highest above the next one. Its other voxels are of their likeliest class but that;
+    outside the mask every voxel is of its likeliest class.
 
     Args:
         logits: (N, 5, X, Y, Z) of `Segmenter`.
@@ -69,7 +74,9 @@ def classes_with(logits: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
     """
     others = logits.index_fill(1, torch.tensor(int(Tissue.VIABLE), device=logits.device), -torch.inf)
     highest, likeliest = others.max(dim=1)
-    margin = logits[:, Tissue.VIABLE] - highest
+    margin = functional.avg_pool3d(
+        (logits[:, Tissue.VIABLE] - highest)[:, None], NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False
+    )[:, 0]
     out = logits.argmax(dim=1)
     for own, inside, next_best, above, share in zip(out, mask, likeliest, margin, viable.tolist(), strict=True):
         tissue = next_best[inside]

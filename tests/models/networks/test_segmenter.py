@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from models.networks.segmenter import Tissue, classes_with, segmenter_input
@@ -33,34 +34,47 @@ def test_every_channel_reaches_the_logits(model: WorldModel) -> None:
 
 
 def test_a_known_share_of_the_mask_is_viable_and_it_is_what_looks_most_alive() -> None:
-    """Voxel by voxel, by hand."""
+    """Voxel by voxel, by hand: the mean over the neighbours that are in the patch, up to two voxels away."""
     generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(3, 5, 4, 4, 4, generator=generator)
-    mask = torch.rand(3, 4, 4, 4, generator=generator) > 0.4
+    logits = torch.randn(3, 5, 7, 7, 7, generator=generator)
+    mask = torch.rand(3, 7, 7, 7, generator=generator) > 0.4
     mask[2] = False
     shares = torch.tensor([0.3, 1.0, 0.5])
     found = classes_with(logits, mask, shares)
     for n in range(3):
-        ranked = []
-        for x, y, z in mask[n].nonzero().tolist():
-            scores = logits[n, :, x, y, z].tolist()
+        alive, likeliest = np.zeros((7, 7, 7)), {}
+        for voxel in np.ndindex(7, 7, 7):
+            scores = logits[(n, slice(None), *voxel)].tolist()
             others = [(score, tissue) for tissue, score in enumerate(scores) if tissue != Tissue.VIABLE]
-            ranked.append((scores[Tissue.VIABLE] - max(others)[0], max(others)[1], (x, y, z)))
+            alive[voxel], likeliest[voxel] = scores[Tissue.VIABLE] - max(others)[0], max(others)[1]
+        ranked = [
+            (alive[tuple(slice(max(0, c - 2), c + 3) for c in voxel)].mean(), tuple(voxel))
+            for voxel in mask[n].nonzero().tolist()
+        ]
         wanted = round(float(shares[n]) * len(ranked))
-        for place, (_, likeliest, voxel) in enumerate(sorted(ranked, reverse=True)):
-            assert found[n][voxel] == (Tissue.VIABLE if place < wanted else likeliest)
+        for place, (_, voxel) in enumerate(sorted(ranked, reverse=True)):
+            assert found[n][voxel] == (Tissue.VIABLE if place < wanted else likeliest[voxel])
         assert int((found[n][mask[n]] == Tissue.VIABLE).sum()) == wanted
     outside = ~mask
     assert torch.equal(found[outside], logits.argmax(dim=1)[outside])
     assert (found[outside] == Tissue.VIABLE).any()
 
 
-def test_the_share_that_is_found_anyway_changes_nothing() -> None:
+def test_a_comb_in_the_logits_leaves_no_stripes() -> None:
+    """Half of a cube looks more alive by 1; every second layer of all of it by 2, which is more than that."""
+    logits = torch.zeros(1, 5, 12, 12, 12)
+    logits[:, Tissue.VIABLE, :6] += 1.0
+    logits[:, Tissue.VIABLE, :, :, ::2] += 2.0
+    mask = torch.ones(1, 12, 12, 12, dtype=torch.bool)
+    found = classes_with(logits, mask, torch.tensor([0.5]))[0] == Tissue.VIABLE
+    assert int(found.sum()) == 6 * 12 * 12
+    assert found[:4].all()
+    assert not found[8:].any()
+
+
+def test_nothing_lives_where_nothing_is_said_to() -> None:
     logits = torch.randn(1, 5, 6, 6, 6, generator=torch.Generator().manual_seed(4))
     mask = torch.ones(1, 6, 6, 6, dtype=torch.bool)
-    alone = logits.argmax(dim=1)
-    share = (alone == Tissue.VIABLE).float().mean()[None]
-    assert torch.equal(classes_with(logits, mask, share), alone)
     assert not (classes_with(logits, mask, torch.zeros(1)) == Tissue.VIABLE).any()
 
 
