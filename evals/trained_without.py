@@ -1,6 +1,6 @@
 """`python -m evals.trained_without`: trains the denoiser again without one of its parts, and writes it as weights.
 
-    python -m evals.trained_without POOL --out runs/baselines --only contrastive --steps 5143
+    python -m evals.trained_without POOL --out runs/baselines --only contrastive --steps 4552
 
 leaves `runs/baselines/without_contrastive/weights`: the shipped networks with that denoiser among them, for
 `--without contrastive=FOLDER` of the planning table and `--weights-without` of the full table. Train it for as many
