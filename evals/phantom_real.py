@@ -17,12 +17,12 @@ from models.phantom.patient import draw_patient
 from models.phantom.render import render
 from models.phantom.response import clinician_protocol, draw_survival, respond
 from models.protocol import Protocol
+from models.response import criteria
 from models.volume import read_labels, read_nifti
 
 Figures = dict[str, Any]
 FIRST_SEED: Final = 600_000
 WEEKS_PER_MONTH: Final = 4.345
-OIL_HU: Final = 200.0
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _DIED = (0.1, 0.25, 0.5, 0.75, 0.9)
 _LABELS = {1: "liver", 2: "tumour", 3: "portal vein", 4: "aorta"}
@@ -168,7 +168,7 @@ def _medians(hu: npt.NDArray[Any], labels: npt.NDArray[Any], phase: str) -> dict
 
 
 def _oil(hu: npt.NDArray[Any], tumour: npt.NDArray[np.bool_]) -> dict[str, float]:
-    bright = hu[tumour & (hu > OIL_HU)]
+    bright = hu[tumour & (hu > criteria().oil_hu)]
     if bright.size < 20:
         return {}
     return {f"oil, {level} % of its voxels below": float(np.percentile(bright, level)) for level in (50, 75, 95)}

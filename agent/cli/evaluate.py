@@ -51,8 +51,18 @@ def evaluate_models(
     from evals.model_card.extras import read_extras, read_full_table
     from models.weights import DEFAULT_WEIGHTS
 
-    if quick and out is None:
-        raise InputError("--quick measures too few patients for the card of the weights; give a folder with --out.")
+    chosen = {
+        "patients": patients, "survival_patients": survival, "tumour_free": tumour_free, "protocols": protocols,
+        "replicas": replicas,
+    }  # fmt: skip
+    base = Sizes.quick() if quick else Sizes()
+    sizes = base.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    fewer = sorted(name for name, least in Sizes() if isinstance(least, int) and getattr(sizes, name) < least)
+    if fewer and out is None:
+        raise InputError(
+            f"This measures too little for the card of the weights (fewer than there: {', '.join(fewer)}); give a "
+            "folder with --out."
+        )
     folder = weights or DEFAULT_WEIGHTS
     target = out or folder
     if out is not None:
@@ -60,12 +70,6 @@ def evaluate_models(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise InputError(f"The folder {out} can't be made ({exc.strerror}); choose another with --out.") from exc
-    chosen = {
-        "patients": patients, "survival_patients": survival, "tumour_free": tumour_free, "protocols": protocols,
-        "replicas": replicas,
-    }  # fmt: skip
-    base = Sizes.quick() if quick else Sizes()
-    sizes = base.model_copy(update={name: value for name, value in chosen.items() if value is not None})
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip

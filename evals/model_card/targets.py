@@ -49,12 +49,30 @@ class Target(BaseModel):
         return 0.0
 
 
+class RealPatient(BaseModel):
+    """What the networks have to find in HCC_009.
+
+    Attributes:
+        mass_dice, liver_dice: least Dice without a mask, of the mass and of the liver without it.
+        oil_ml: Lipiodol above 200 HU in the mass as measured by hand, lowest and highest, ml.
+        oil_margin_ml: how near to these a registration has to come, ml.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mass_dice: float
+    liver_dice: float
+    oil_ml: tuple[float, float]
+    oil_margin_ml: float
+
+
 class Targets(BaseModel):
     """The content of `targets.yaml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
+    real_patient: RealPatient
     targets: tuple[Target, ...]
 
 

@@ -20,6 +20,7 @@ from models.networks.attenuation import attenuate, level_of_share
 from models.networks.autoencoder import Autoencoder
 from models.networks.denoiser import Denoiser, sample
 from models.networks.preset import Preset
+from models.response import criteria
 from models.training.contrastive import Combos, change_inside, combo_contrastive_loss
 from models.training.latents import Latents, compute_latents
 from models.training.loop import RunOptions, RunResult, check_folder, run_training
@@ -31,8 +32,8 @@ from models.training.response import FILE as RESPONSE
 from models.training.response import ResponseData, effect_slope, train_response, tumour_shares
 
 VALIDATION_PATIENTS = 12
-OIL_HU = 200.0  # above this inside the original tumour counts as Lipiodol
-LOW_HU = 60.0  # below this inside the original tumour counts as dead tissue without contrast
+OIL_HU = criteria().oil_hu
+LOW_HU = 60.0  # below this inside the original tumour counts as dead tissue without contrast; our choice
 
 
 class DenoiserTask:

@@ -92,9 +92,9 @@ def test_phantom_and_real_diameters_agree_as_the_card_says() -> None:
     shipped = read_shipped()
     assert shipped is not None
     drawn = phantom_cohort(60)
-    for name in ("RECIST change, all (%)", "mRECIST change, all (%)"):
+    for name, near in (("RECIST change, all (%)", 5), ("mRECIST change, all (%)", 10)):
         real, made = (side["quantiles"][name]["quantiles"] for side in (shipped["real"], drawn))
-        assert np.abs(np.array(real[1:4]) - np.array(made[1:4])).max() < 17
+        assert np.abs(np.array(real[1:4]) - np.array(made[1:4])).max() < near
 
 
 def test_a_card_is_written_and_too_small_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

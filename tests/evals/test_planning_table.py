@@ -152,9 +152,10 @@ def test_the_true_hazard_is_that_of_the_volume_in_the_simulation(scene: Scene) -
 
 
 def test_no_variant_is_ever_taken_for_another(scene: Scene) -> None:
-    kinds = (PreTreatmentImage, TrueImage, TrueHazard)
-    hashes = {kind(scene.engine, scene.patient).weights_hash for kind in kinds} | {scene.engine.weights_hash}
-    assert len(hashes) == 4
+    kinds = (AmountFromImage, PreTreatmentImage, AmountOnly, TrueImage, TrueHazard)
+    engines = [scene.engine, *(kind(scene.engine, scene.patient) for kind in kinds)]
+    engines.append(AnotherPatientsImage(scene.engine, scene.patient, draw_patient(SEED + 1)))
+    assert len({engine.weights_hash for engine in engines}) == len(engines) == 7
 
 
 def rows(regrets: list[float], *, full: bool = False) -> list[dict[str, Any]]:

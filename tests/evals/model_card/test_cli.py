@@ -53,9 +53,13 @@ def test_the_full_card_is_the_issues_and_the_quick_one_smaller(asked: list[dict[
 
 
 def test_a_quick_card_never_replaces_that_of_the_weights(asked: list[dict[str, Any]]) -> None:
-    done = run("--quick")
-    assert isinstance(done.exception, InputError)
-    assert "give a folder with --out" in str(done.exception)
+    for options, fewer in (
+        (("--quick",), "patients, survival_patients, tumour_free"),
+        (("--survival", "300"), "survival_patients"),
+    ):
+        done = run(*options)
+        assert isinstance(done.exception, InputError)
+        assert f"(fewer than there: {fewer}); give a folder with --out" in str(done.exception)
     assert not asked
 
 

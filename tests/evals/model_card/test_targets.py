@@ -12,7 +12,8 @@ from evals.model_card.targets import Target, Targets, judge, targets
 
 
 def one(**bounds: Any) -> Targets:
-    return Targets(source="a test", targets=(Target(id="t", figure="a.*.x", text="t", **bounds),))
+    target = Target(id="t", figure="a.*.x", text="t", **bounds)
+    return Targets(source="a test", real_patient=targets().real_patient, targets=(target,))
 
 
 def test_the_numbers_are_those_asked_for() -> None:

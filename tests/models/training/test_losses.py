@@ -114,6 +114,14 @@ def test_denoising_loss_counts_each_sample_alike_however_small_its_tumour() -> N
     assert float(denoising_loss(target + 2.0, target, region, outside=0.0)) == pytest.approx(4.0)
 
 
+def test_denoising_loss_counts_the_rest_by_its_weight() -> None:
+    """Equation (2) by hand: errors of 1 and 3 in the tumour, 2 and 4 elsewhere, which counts a tenth."""
+    region = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
+    error = torch.tensor([1.0, 3.0, 2.0, 4.0]).view(1, 1, 1, 1, 4)
+    found = denoising_loss(error, torch.zeros_like(error), region, outside=0.1)
+    assert float(found) == pytest.approx((1 + 9) / 2 + 0.1 * (4 + 16) / 2)
+
+
 def test_paired_loss_only_sees_the_difference_between_protocols() -> None:
     region = torch.ones(4, 1, 4, 4, 4)
     target = torch.randn(4, 2, 4, 4, 4)
