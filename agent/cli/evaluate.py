@@ -25,7 +25,10 @@ def evaluate_models(
     quick: Annotated[bool, typer.Option("--quick", help="Few patients: minutes instead of hours, wide intervals.")] = (
         False
     ),
-    out: Annotated[Path | None, typer.Option(help="Folder of the card; by default that of the weights.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the card; by default that of the weights, if nothing is measured on fewer."),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default the shipped one.")] = None,
     work: Annotated[Path, typer.Option(help="Folder of what is done; a stopped evaluation goes on there.")] = WORK,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
