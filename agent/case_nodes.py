@@ -89,7 +89,8 @@ class CaseNodes(Nodes):
         assert state.observation is not None
         assert state.reading is not None
         summary, observation, goal = state.summary, state.observation, state.reading
-        d, e, formulary = settings.drugs, settings.embolics, services.formulary
+        formulary = services.formulary
+        d, e = settings.proposed(formulary)
         answer, degraded = ask(
             services,
             "propose",
@@ -121,7 +122,8 @@ class CaseNodes(Nodes):
         services, settings = self.services(state), state.settings
         assert state.proposal is not None
         assert state.summary is not None
-        proposal, summary, d, e = state.proposal, state.summary, settings.drugs, settings.embolics
+        proposal, summary = state.proposal, state.summary
+        d, e = settings.proposed(services.formulary)
         keys = single_item_keys(proposal.items, services.formulary)
         reason = "which of the proposed agents are forbidden for this patient"
         result = self.check(list(keys.values()), "partial", reason, state, runtime, recorder)

@@ -64,7 +64,7 @@ def planned_questions(
     """
     stand_in = GuidelinePolicy()
     formulary = Formulary.load(settings.actions)
-    d, e, reading = settings.drugs, settings.embolics, interpret_goal(goal)
+    (d, e), reading = settings.proposed(formulary), interpret_goal(goal)
     summary = summarise(tools["describe_case"].call(case_id=case_id))
     found = [PlannedQuestion("observe", observing(prompts, summary, pictures("observe")), EXACT)]
 

@@ -8,12 +8,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import InputError
+from models.formulary import Formulary
 from tools.rule_facts import SessionFacts
 
 Strategy = Literal["beam", "paper", "exhaustive"]
 
 SEED_STRIDE = 100_000
 """Seeds of replicas of one run are ``seed * SEED_STRIDE + index``, so that runs of different seeds share no noise."""
+
+LANGUAGE_MODEL_PROPOSES = (6, 4)
+"""Most drugs and embolic agents that a language model is asked for, unless the settings say otherwise."""
 
 
 class PlannerSettings(BaseModel):
@@ -22,8 +26,8 @@ class PlannerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     strategy: Strategy = "beam"
-    drugs: int = Field(default=6, ge=1, description="D: drugs in the action space")
-    embolics: int = Field(default=4, ge=1, description="E: embolics in the action space")
+    drugs: int | None = Field(default=None, ge=1, description="D: drugs in the action space; None: see `proposed`")
+    embolics: int | None = Field(default=None, ge=1, description="E: embolics in the action space; None likewise")
     replicas: int = Field(default=5, ge=1, description="T: most replicas of a protocol during the search")
     beams: int = Field(default=5, ge=1, description="B: beams kept after each depth")
     drug_horizon: int = Field(default=3, ge=1, description="H_d: most drugs in a protocol")
@@ -59,6 +63,21 @@ class PlannerSettings(BaseModel):
     def screening(self) -> int:
         """Replicas that every candidate gets: never more than T."""
         return min(self.screening_replicas, self.replicas)
+
+    def proposed(self, formulary: Formulary) -> tuple[int, int]:
+        """D and E: how many drugs and embolic agents the policy may propose.
+
+        Unless told otherwise, the embedded policy proposes all agents of the action set, best first, and the search
+        compares them: leaving some out by practice data costs more regret than it saves simulations (README). A
+        language model is asked to choose.
+
+        Args:
+            formulary: The action set.
+        """
+        drugs, embolics = LANGUAGE_MODEL_PROPOSES
+        if self.policy_llm is None:
+            drugs, embolics = max(1, len(formulary.drugs)), max(1, len(formulary.embolics))
+        return self.drugs or drugs, self.embolics or embolics
 
     def seeds(self, count: int, start: int = 0) -> tuple[int, ...]:
         """The seeds of replicas `start` to `start + count - 1` of this run."""

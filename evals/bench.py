@@ -34,7 +34,7 @@ from agent.events import Planned
 from agent.plan import read_plan
 from agent.run import start_run
 from agent.services import make_services
-from agent.settings import PlannerSettings
+from agent.settings import LANGUAGE_MODEL_PROPOSES, PlannerSettings
 from evals.bench_engine import bench_engine, whole_patches
 from models.engine import Device, Engine, Precision, Prepared
 from models.engine_thread import in_engine_thread
@@ -232,6 +232,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("what", choices=["engine", "plan", "search"])
+    parser.add_argument("--drugs", type=int, default=LANGUAGE_MODEL_PROPOSES[0], help="D")
+    parser.add_argument("--embolics", type=int, default=LANGUAGE_MODEL_PROPOSES[1], help="E")
     parser.add_argument("--beams", type=int, default=5, help="B")
     parser.add_argument("--replicas", type=int, default=5, help="T")
     parser.add_argument("--simulations", type=int, default=32, help="engine: how many in batches")
@@ -240,7 +242,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 130)  # a pipe would be cut to 80 columns
-    settings = PlannerSettings(beams=arguments.beams, replicas=arguments.replicas)
+    settings = PlannerSettings(
+        drugs=arguments.drugs, embolics=arguments.embolics, beams=arguments.beams, replicas=arguments.replicas
+    )
     if arguments.what == "engine":
         devices: list[Device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         result = bench_engine(arguments.simulations, arguments.one_by_one, devices, console, arguments.steps)

@@ -34,7 +34,7 @@ from agent.nodes import Services
 from agent.plan import Plan
 from agent.run import Run, start_run
 from agent.services import make_services
-from agent.settings import PlannerSettings
+from agent.settings import LANGUAGE_MODEL_PROPOSES, PlannerSettings
 from agent.state import CaseFacts, Conditions
 from evals.ablation import CONTROL, WithoutAssistant, check_trained_without
 from evals.datasets.phantom import PhantomCase, draw_cases
@@ -420,6 +420,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="trained without contrastive, attenuation, nothing, or with paper_losses")  # fmt: skip
     parser.add_argument("--trained", type=Path, help="folder of `python -m evals.trained_baselines`")
     parser.add_argument("--only", action="append", choices=[line.name for line in LINES], help="rows; several times")
+    parser.add_argument("--drugs", type=int, default=LANGUAGE_MODEL_PROPOSES[0], help="D")
+    parser.add_argument("--embolics", type=int, default=LANGUAGE_MODEL_PROPOSES[1], help="E")
     parser.add_argument("--replicas", type=int, default=PlannerSettings().replicas, help="T")
     parser.add_argument("--beams", type=int, default=PlannerSettings().beams, help="B")
     parser.add_argument("--steps", type=int, help="sampling steps; by default the preset's")
@@ -432,7 +434,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--n must be at least 2, got {arguments.n}")
     console = Console()
     settings = PlannerSettings(
-        replicas=arguments.replicas, beams=arguments.beams, steps=arguments.steps, device=arguments.device
+        drugs=arguments.drugs,
+        embolics=arguments.embolics,
+        replicas=arguments.replicas,
+        beams=arguments.beams,
+        steps=arguments.steps,
+        device=arguments.device,
     )
     try:
         asked = Asked(settings, arguments.weights, read_without(arguments.without), arguments.trained, arguments.device)

@@ -16,8 +16,10 @@ StrategyOption = Annotated[Strategy, typer.Option(help="Search strategy.")]
 ActionsOption = Annotated[ActionSet, typer.Option(help="Action set of the formulary.")]
 ProfileOption = Annotated[Profile, typer.Option(help="Guideline region of the rules.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Rules whose strength is open block instead of warn.")]
-DrugsOption = Annotated[int | None, typer.Option(help="D: drugs to try.", show_default="6")]
-EmbolicsOption = Annotated[int | None, typer.Option(help="E: embolic agents to try.", show_default="4")]
+DrugsOption = Annotated[int | None, typer.Option(help="D: drugs to try.", show_default="all, of a language model 6")]
+EmbolicsOption = Annotated[
+    int | None, typer.Option(help="E: embolic agents to try.", show_default="all, of a language model 4")
+]
 BeamsOption = Annotated[int | None, typer.Option(help="B: beams kept.", show_default="5")]
 ReplicasOption = Annotated[int | None, typer.Option(help="T: most replicas in the search.", show_default="5")]
 BudgetOption = Annotated[int | None, typer.Option(help="Most simulations of a plan.", show_default="1000")]

@@ -240,10 +240,11 @@ def run_facts(summary: Summary) -> list[tuple[str, str]]:
         ("action set", f"{settings.actions}; answers are judged in {spec.actions}, rules {settings.profile}"),
     ]
     if spec.stage == "plan":
+        d, e = settings.proposed(Formulary.load(settings.actions))
         facts.append(
             (
                 "search",
-                f"{settings.strategy}, D = {settings.drugs}, E = {settings.embolics}, B = {settings.beams}, T = "
+                f"{settings.strategy}, D = {d}, E = {e}, B = {settings.beams}, T = "
                 f"{settings.replicas}, horizons {settings.drug_horizon} + {settings.embolic_horizon}, seed "
                 f"{settings.seed}",
             )
