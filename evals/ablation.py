@@ -39,7 +39,6 @@ class WithoutAssistant(Engine):
         patches: NDArray[np.generic],
         before: NDArray[np.generic],  # noqa: ARG002 (as of `Engine.segment`)
         mask: NDArray[np.bool_],
-        viable: NDArray[np.float32] | None = None,  # noqa: ARG002
     ) -> NDArray[np.uint8]:
         """The tumour before treatment as viable tissue, (N, S, S, S)."""
         return np.where(np.asarray(mask, dtype=bool), VIABLE, 0).astype(np.uint8).reshape(np.shape(patches))

@@ -123,9 +123,8 @@ def loop_like_the_public_script(
 
     def risk(protocol: Protocol, seed: int) -> float:
         encode_before(engine, prepared)
-        jobs = [(protocol, seed)]
-        outcome = engine.simulate(prepared, jobs, settings.steps)
-        tissue = engine.segment_near(prepared, outcome, engine.predicted_viable(prepared, jobs))
+        outcome = engine.simulate(prepared, [(protocol, seed)], settings.steps)
+        tissue = engine.segment_near(prepared, outcome)
         harm = toxicity(protocol, record, prepared.tumour_ml, liver_ml).log_hazard
         return engine.log_risk(prepared, outcome, tissue)[0] + harm
 

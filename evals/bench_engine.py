@@ -141,7 +141,7 @@ def time_engine(
     if as_the_script:
         warm = whole_patches(engine, warm)
     first = engine.simulate(warm, jobs[:1], steps)
-    engine.log_risk(warm, first, engine.segment_near(warm, first, engine.predicted_viable(warm, jobs[:1])))
+    engine.log_risk(warm, first, engine.segment_near(warm, first))
 
     clock = _Clock(engine.device)
     with clock.listening(network_parts(engine.model)):
@@ -160,7 +160,7 @@ def time_engine(
         outcomes = [engine.composite(prepared, change) for change in differences]
         laps["composite"] = clock.now() - began
         began = clock.now()
-        tissue = engine.segment_near(prepared, outcomes, engine.predicted_viable(prepared, jobs))
+        tissue = engine.segment_near(prepared, outcomes)
         laps["segment"] = clock.now() - began
         began = clock.now()
         engine.log_risk(prepared, outcomes, tissue)

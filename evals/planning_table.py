@@ -45,9 +45,9 @@ from evals.model_card.scene import Scene
 from evals.planning_baselines import beside_the_plan, rank_constants
 from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
-    AmountFromImage,
     AmountOnly,
     AnotherPatientsImage,
+    AsDrawn,
     PreTreatmentImage,
     TrueHazard,
     TrueImage,
@@ -115,9 +115,9 @@ LINES = (
     Line("no_attenuation", "without attenuation", _same, "attenuation"),
     Line("paper_losses", "with the paper's losses", _same, "paper_losses"),
     Line("retrained", "denoiser trained again, nothing left out (control)", _same, CONTROL),
-    Line("amount_from_image", "how much lives is read from the simulated image, not predicted", AmountFromImage),
+    Line("as_drawn", "the simulated image as the denoiser draws it, not corrected to the predicted amount", AsDrawn),
     Line("pre_image", "simulated image replaced by the one before treatment", PreTreatmentImage),
-    Line("amount_only", "nothing drawn: the image before, of which as much lives as is predicted", AmountOnly),
+    Line("amount_only", "nothing drawn: the image before, corrected to the predicted amount", AmountOnly),
     Line("other_image", "simulated image replaced by another patient's", _other),
     Line("true_image", "true image after treatment, learned risk", TrueImage, note="knows the truth"),
     Line(

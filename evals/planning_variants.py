@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.engine import Engine, Job, Prepared
 from models.networks.localiser import Region
@@ -41,47 +42,42 @@ class Variant(Engine):
         return f"{super().weights_hash}-{self.mark}"
 
 
-class AmountFromImage(Variant):
-    """Nothing but the image says how much of the tumour lives in it."""
+class AsDrawn(Variant):
+    """The scan as the denoiser draws it: nothing corrects how much lives in it."""
 
-    mark = "amount-from-image"
+    mark = "as-drawn"
 
-    def predicted_viable(
+    @property
+    def redraws(self) -> int:
+        """0."""
+        return 0
+
+
+class AmountOnly(Variant):
+    """The denoiser draws nothing: the scan before treatment, corrected until as much lives in it as is predicted."""
+
+    mark = "amount-only"
+
+    def _draw(
         self,
-        prepared: Prepared,  # noqa: ARG002 (as of `Engine.predicted_viable`)
-        jobs: Sequence[Job],  # noqa: ARG002
-    ) -> NDArray[np.float32] | None:
-        """None."""
-        return None
+        prepared: Prepared,
+        patches: list[int],
+        seeds: list[int],  # noqa: ARG002 (as of `Engine._draw`)
+        shares: Tensor,  # noqa: ARG002
+        actions: Tensor,  # noqa: ARG002
+        texts: Tensor,  # noqa: ARG002
+        steps: int | None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        return prepared.decoded[patches]
 
 
-class PreTreatmentImage(AmountFromImage):
+class PreTreatmentImage(AsDrawn, AmountOnly):
     """The simulated image is the one before treatment."""
 
     mark = "pre-image"
 
-    def simulate_differences(
-        self,
-        prepared: Prepared,
-        jobs: Sequence[Job],
-        steps: int | None = None,  # noqa: ARG002
-    ) -> Iterator[tuple[int, NDArray[np.int16]]]:
-        """No change for every job."""
-        for index in range(len(jobs)):
-            yield index, np.zeros(prepared.pre.shape, np.int16)
 
-
-class AmountOnly(PreTreatmentImage):
-    """The image before treatment, of which as much lives as is predicted: a simulation that draws nothing."""
-
-    mark = "amount-only"
-
-    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
-        """See `Engine.predicted_viable`."""
-        return Engine.predicted_viable(self, prepared, jobs)
-
-
-class AnotherPatientsImage(AmountFromImage):
+class AnotherPatientsImage(Variant):
     """The change is simulated for another patient under the same protocol, and pasted into this one's tumour.
 
     Only the other's largest lesion is simulated. Its change is laid, in mm, so that its centre falls on that of the
@@ -124,7 +120,7 @@ def lesion_centre(patch: Patch, numbers: NDArray[np.int16]) -> NDArray[np.float6
     return centre
 
 
-class TrueImage(AmountFromImage):
+class TrueImage(Variant):
     """The true scan after the protocol in place of the simulated one; the networks read it."""
 
     mark = "true-image"

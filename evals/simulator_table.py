@@ -20,7 +20,7 @@ from rich.table import Table
 from agent.cli.recorded_command import recorded_command
 from evals.model_card.blocks import FIRST_SEED
 from evals.model_card.collect import Measure, Row, collect, folder_of, write_json
-from evals.model_card.dynamics import measure_effects, summarise_read, within_patients
+from evals.model_card.dynamics import measure_effects, within_patients
 from evals.model_card.realism import compare, summarise_realism
 from evals.model_card.render_card import cell
 from evals.model_card.scene import BATCH, Measures, Scene
@@ -75,7 +75,6 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         true = [[p["true"][name] for p in row["protocols"]] for row in rows]
         mine = [[_mean([one[name] for one in p["simulated"]]) for p in row["protocols"]] for row in rows]
         dynamics[name] = within_patients(true, mine)
-    dynamics["viable_read"] = summarise_read(rows, "viable")
     return {"dynamics": dynamics, "realism": summarise_realism([row["realism"] for row in rows])}
 
 
@@ -143,7 +142,6 @@ def show(result: dict[str, Any], console: Console) -> None:
         "Lipiodol rank",
         "necrosis rank",
         "viable rank",
-        "from the scan alone",
     ):
         table.add_column(column)
     for row in result["rows"]:
@@ -151,7 +149,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_row(
             row["label"], cell(realism["ssim"]), cell(realism["wasserstein_hu"], 1),
             cell(realism["frechet_own_encoder"]),
-            *(cell(dynamics[name]["within_patient_rank"]) for name in (*Measures._fields, "viable_read")),
+            *(cell(dynamics[name]["within_patient_rank"]) for name in Measures._fields),
         )  # fmt: skip
     console.print(table)
     for name, why in result["not_run"].items():

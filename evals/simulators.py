@@ -1,7 +1,7 @@
 """Simulators: the world model and what it is compared with, behind one small interface.
 
-A simulator turns a prepared case and jobs (protocol, seed) into changes of HU on the patch grid, and says how much of
-the tumour lives afterwards where it predicts that; all of them are composited, segmented and measured by the same code.
+A simulator turns a prepared case and jobs (protocol, seed) into changes of HU on the patch grid; all of them are
+composited, segmented and measured by the same code.
 Four are made by hand, after what the paper compares with; they are small versions of the idea, honest about what they
 ignore, and none is the authors' program:
 
@@ -65,10 +65,6 @@ class Simulator(Interface):
         """The simulated CT patches (L, S, S, S) of each job."""
         ...
 
-    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
-        """How much of the tumour lives in each scan, see `Engine.predicted_viable`; None where only the scan says."""
-        ...
-
 
 @dataclass(frozen=True)
 class _OnEngine:
@@ -83,14 +79,6 @@ class _OnEngine:
     def scans(self, prepared: Prepared, jobs: Sequence[Job]) -> list[npt.NDArray[np.int16]]:
         """See `Simulator.scans`."""
         return [self.engine.composite(prepared, change) for _, change in self.differences(prepared, jobs)]
-
-    def predicted_viable(
-        self,
-        prepared: Prepared,  # noqa: ARG002 (as of `Simulator.predicted_viable`)
-        jobs: Sequence[Job],  # noqa: ARG002
-    ) -> npt.NDArray[np.float32] | None:
-        """None: nothing but the scan says it."""
-        return None
 
     def _difference(self, prepared: Prepared, job: Job) -> Difference:
         raise NotImplementedError
@@ -107,10 +95,6 @@ class WorldModelSimulator(_OnEngine):
     def differences(self, prepared: Prepared, jobs: Sequence[Job]) -> list[tuple[int, Difference]]:
         """See `Simulator.differences`."""
         return sorted(self.engine.simulate_differences(prepared, jobs, self.steps), key=lambda pair: pair[0])
-
-    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> npt.NDArray[np.float32] | None:
-        """See `Simulator.predicted_viable`."""
-        return self.engine.predicted_viable(prepared, jobs)
 
 
 @dataclass(frozen=True)

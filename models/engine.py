@@ -33,7 +33,7 @@ from models.networks.denoiser import sample
 from models.networks.precision import autocast, supports_bf16
 from models.networks.record_vector import record_vector
 from models.networks.response_head import SHARES, with_luck
-from models.networks.segmenter import classes_with, segmenter_input
+from models.networks.segmenter import segmenter_input
 from models.networks.tumour_profile import tumour_profile
 from models.patch import (
     HIGHEST_HU,
@@ -52,6 +52,7 @@ from models.patch import (
 )
 from models.patch import voxel_ml as voxel_ml_of
 from models.protocol import Protocol
+from models.redraw import redraw
 from models.response import VIABLE, criteria, nearest_lesion
 from models.volume import Volume
 from models.weights import WorldModel, load_world_model
@@ -195,6 +196,14 @@ class Engine:
         """Sampling steps of the preset in the last comparison of a plan."""
         return self.model.preset.denoiser.finalist_steps or self.steps
 
+    @property
+    def redraws(self) -> int:
+        """Rounds in which a drawn scan is corrected; none for a denoiser that never learned what a protocol's agents
+        are, and so predicts nothing.
+        """
+        sizes = self.model.preset.denoiser
+        return sizes.redraws if sizes.condition == "action" else 0
+
     @in_engine_thread
     def prepare(
         self, volume: Volume, labels: NDArray[np.generic], record: ClinicalRecord, key: str | None = None
@@ -294,18 +303,20 @@ class Engine:
         count = len(prepared.patches)
         actions, texts = encode_protocols([protocol for protocol, _ in jobs], self.model.text_encoder)
         slots = [(job, patch) for job in range(len(jobs)) for patch in range(count)]
-        support = prepared.support
         pending: dict[int, list[NDArray[np.int16]]] = {}
         for start in range(0, len(slots), self.batch):
             part = slots[start : start + self.batch]
-            job = [j for j, _ in part]
-            drawn = self._draw(
-                prepared, [p for _, p in part], [jobs[j][1] for j in job], actions[job], texts[job], steps
-            )
-            for (j, p), after in zip(part, drawn, strict=True):
-                box = prepared.boxes[p]
-                change = np.zeros(support.shape[1:], dtype=np.int16)
-                change[box] = np.rint(np.where(support[p][box], after - prepared.decoded[p], 0.0))
+            job, patches = [j for j, _ in part], [p for _, p in part]
+            seeds = [jobs[j][1] for j in job]
+            shares = self._shares(prepared, patches, seeds, actions[job])
+            drawn = self._draw(prepared, patches, seeds, shares, actions[job], texts[job], steps)
+            support = np.stack([prepared.support[p][prepared.boxes[p]] for p in patches])
+            changes = np.rint(np.where(support, drawn - prepared.decoded[patches], 0.0)).astype(np.int16)
+            if self.redraws:
+                changes = self._redrawn(prepared, patches, changes, shares[:, SHARES.index("viable")])
+            for (j, p), inside in zip(part, changes, strict=True):
+                change = np.zeros(prepared.pre.shape[1:], dtype=np.int16)
+                change[prepared.boxes[p]] = inside
                 pending.setdefault(j, []).append(change)
                 if len(pending[j]) == count:
                     yield j, np.stack(pending.pop(j))
@@ -316,14 +327,15 @@ class Engine:
         prepared: Prepared,
         patches: list[int],
         seeds: list[int],
+        shares: Tensor,
         actions: Tensor,
         texts: Tensor,
         steps: int | None,
     ) -> NDArray[np.float32]:
-        """The boxes of N patches after treatment, (N, X, Y, Z) HU, for N seeds, action vectors and texts."""
+        """The boxes of N patches after treatment, (N, X, Y, Z) HU, for N seeds, shares, action vectors and texts."""
         noise = torch.stack([self._noise(prepared, p, seed) for p, seed in zip(patches, seeds, strict=True)])
         inputs = [
-            torch.tensor(patches), self._shares(prepared, patches, seeds, actions), noise, prepared.latent[patches],
+            torch.tensor(patches), shares, noise, prepared.latent[patches],
             prepared.mask[patches], actions, texts, self._log2_spacing(prepared, patches), prepared.profile[patches],
         ]  # fmt: skip
 
@@ -346,27 +358,30 @@ class Engine:
         luck = [self._generator(prepared, p, seed, "viable") for p, seed in zip(patches, seeds, strict=True)]
         return with_luck(shares, spread * torch.cat([torch.randn(1, generator=one) for one in luck]))
 
-    @in_engine_thread
-    def predicted_viable(self, prepared: Prepared, jobs: Sequence[Job]) -> NDArray[np.float32] | None:
-        """How much of the original tumour lives after these jobs, as predicted before their scans are drawn.
+    def _redrawn(
+        self, prepared: Prepared, patches: list[int], changes: NDArray[np.int16], viable: Tensor
+    ) -> NDArray[np.int16]:
+        """Changes (N, X, Y, Z) in the boxes of N patches, corrected until the scan shows the viable shares (N,)."""
+        low, high = window = self.model.preset.hu_window
 
-        The denoiser follows the shares that it is given only roughly, and the segmenter reads a drawn scan with errors
-        of its own (`docs/measuring.md` says what that costs a plan).
+        def cut(whole: NDArray[np.generic]) -> NDArray[np.float32]:
+            return np.stack([whole[p][prepared.boxes[p]].astype(np.float32) for p in patches])
 
-        Returns:
-            (N, L) share of the tumour in each patch; None where the preset has it read from the scan, or where the
-            denoiser never learned what a protocol's agents are.
-        """
-        preset, count = self.model.preset, len(prepared.patches)
-        if preset.segmenter.viable == "read" or preset.denoiser.condition != "action":
-            return None
-        if not jobs:
-            return np.zeros((0, count), dtype=np.float32)
-        actions, _ = encode_protocols([protocol for protocol, _ in jobs], self.model.text_encoder)
-        patches, seeds = list(range(count)) * len(jobs), [seed for _, seed in jobs for _ in range(count)]
-        shares = self._shares(prepared, patches, seeds, actions.repeat_interleave(count, dim=0))
-        viable: NDArray[np.float32] = shares[:, SHARES.index("viable")].reshape(-1, count).numpy()
-        return viable
+        before = cut(prepared.pre)
+        scans = apply_change(before, changes.astype(np.float32), cut(prepared.weight), window)
+
+        def corrected(scan: Tensor, before: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
+            beside = self._scaled(before)
+
+            def read(hu: Tensor) -> Tensor:
+                return self._tissue_logits(self._scaled(hu), beside, mask)
+
+            return redraw(scan, before, mask, viable, read, self.redraws)
+
+        inputs = [torch.from_numpy(part) for part in (scans, before, cut(prepared.numbers) > 0)]
+        after = self._batched(corrected, [*inputs, viable], size=self._segmenter_batch).numpy()
+        new = np.rint(np.clip(after, low, high) - np.clip(before, low, high)).astype(np.int16)
+        return np.where(after == scans, changes, new)
 
     def composite(self, prepared: Prepared, difference: NDArray[np.int16]) -> NDArray[np.int16]:
         """The simulated CT patches: before + feather * difference, (L, S, S, S) int16 HU."""
@@ -391,7 +406,6 @@ class Engine:
         patches: NDArray[np.generic],
         before: NDArray[np.generic],
         mask: NDArray[np.bool_],
-        viable: NDArray[np.float32] | None = None,
     ) -> NDArray[np.uint8]:
         """Tissue classes (0 other, 1 liver, 2 viable, 3 necrotic, 4 oil) of CT patches.
 
@@ -399,7 +413,6 @@ class Engine:
             patches: (N, X, Y, Z) HU, cubes or parts of them; edges divide by 2 to the number of levels less one.
             before: the same patches before treatment, in HU; `patches` themselves where those are segmented.
             mask: (N, X, Y, Z) tumour before treatment.
-            viable: (N,) share of the mask that is known to live; None reads that too.
 
         Returns:
             (N, X, Y, Z).
@@ -408,27 +421,25 @@ class Engine:
             TransientToolError: out of memory.
         """
 
-        def classes(scan: Tensor, before: Tensor, mask: Tensor, *known: Tensor) -> Tensor:
-            channels = segmenter_input(scan, before, mask).contiguous(memory_format=torch.channels_last_3d)
-            logits: Tensor = self.model.segmenter(channels)
-            found = classes_with(logits, mask, *known) if known else logits.argmax(dim=1)
-            return found.to(torch.uint8)
+        def classes(scan: Tensor, before: Tensor, mask: Tensor) -> Tensor:
+            return self._tissue_logits(scan, before, mask).argmax(dim=1).to(torch.uint8)
 
         inputs = [self._unit(patches)[:, 0], self._unit(before)[:, 0], torch.from_numpy(np.asarray(mask, dtype=bool))]
-        if viable is not None:
-            inputs.append(torch.from_numpy(np.asarray(viable, dtype=np.float32)))
         result: NDArray[np.uint8] = self._batched(classes, inputs, size=self._segmenter_batch).numpy()
         return result
 
-    def segment_near(
-        self, prepared: Prepared, scans: Sequence[NDArray[np.generic]], viable: NDArray[np.float32] | None = None
-    ) -> list[NDArray[np.uint8]]:
+    def _tissue_logits(self, scan: Tensor, before: Tensor, mask: Tensor) -> Tensor:
+        """The segmenter's logits (N, 5, X, Y, Z) of scans (N, X, Y, Z) in [-1, 1]."""
+        channels = segmenter_input(scan, before, mask).contiguous(memory_format=torch.channels_last_3d)
+        logits: Tensor = self.model.segmenter(channels)
+        return logits
+
+    def segment_near(self, prepared: Prepared, scans: Sequence[NDArray[np.generic]]) -> list[NDArray[np.uint8]]:
         """Tissue classes near the tumour in scans of a case: those of `segment`, which sees the boxes only.
 
         Args:
             prepared: the case.
             scans: CT patches (L, S, S, S) in HU that differ from those before treatment around the tumour only.
-            viable: (N, L) from `predicted_viable` where the scans are simulated; None reads the scans alone.
 
         Returns:
             Of each scan (L, S, S, S), 0 beyond `Prepared.near`.
@@ -444,7 +455,6 @@ class Engine:
             np.stack([part for scan in scans for part in cut(scan)]),
             np.stack(cut(prepared.pre) * len(scans)),
             np.stack(cut(prepared.numbers > 0) * len(scans)),
-            None if viable is None else viable.reshape(-1),
         )
         result = np.zeros((len(scans), *prepared.near.shape), dtype=np.uint8)
         near = prepared.near > 0
@@ -543,10 +553,11 @@ class Engine:
 
     def _unit(self, hu: NDArray[np.generic]) -> Tensor:
         """HU (N, S, S, S) -> (N, 1, S, S, S) in [-1, 1] over the preset's window."""
+        return self._scaled(torch.from_numpy(np.asarray(hu, dtype=np.float32)))[:, None]
+
+    def _scaled(self, hu: Tensor) -> Tensor:
         low, high = self.model.preset.hu_window
-        scaled = (torch.from_numpy(np.asarray(hu, dtype=np.float32)) - low) * (2.0 / (high - low)) - 1.0
-        unit: Tensor = scaled.clamp(-1.0, 1.0)[:, None]
-        return unit
+        return ((hu - low) * (2.0 / (high - low)) - 1.0).clamp(-1.0, 1.0)
 
     def _hu(self, unit: Tensor) -> NDArray[np.float32]:
         """(N, 1, S, S, S) in [-1, 1] -> HU (N, S, S, S)."""

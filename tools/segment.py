@@ -50,9 +50,7 @@ def segment(
 ) -> SegmentResult:
     """Segment viable, necrotic and oil-laden tissue in simulated outcomes.
 
-    How much of the original tumour lives is what the simulation predicted before it drew the scan, where the weights
-    say so; which voxels live is read from the scan. A segmentation is stored as soon as it is there and never computed
-    twice; a damaged one is computed again.
+    A segmentation is stored as soon as it is there and never computed twice; a damaged one is computed again.
 
     Raises:
         ToolError: no outcome, or an unknown one.
@@ -95,12 +93,7 @@ def _segment_portion(outcomes: Sequence[StoredOutcome], workspace: Workspace) ->
     for case_id in dict.fromkeys(outcomes[position].case_id for position in missing):
         here = [position for position in missing if outcomes[position].case_id == case_id]
         prepared = outcomes[here[0]].prepared
-        jobs = [(outcomes[position].protocol, outcomes[position].seed) for position in here]
-        classes = workspace.engine.segment_near(
-            prepared,
-            [outcomes[position].composite for position in here],
-            workspace.engine.predicted_viable(prepared, jobs),
-        )
+        classes = workspace.engine.segment_near(prepared, [outcomes[position].composite for position in here])
         for position, own in zip(here, classes, strict=True):
             key = workspace.segmentation_key(outcomes[position].outcome_id)
             workspace.artifacts.put("segmentation", key, {"tissue": pack(prepared, own)})

@@ -79,14 +79,12 @@ class Effects(NamedTuple):
         protocols: The P protocols.
         true: Their true follow-ups.
         simulated: P times R simulated ones, the replicas of a protocol together.
-        alone: The same, read without the predicted amount of viable tumour.
         rows: One per protocol, for the patient's file.
     """
 
     protocols: list[Protocol]
     true: list[TrueFollowUp]
     simulated: list[FollowUp]
-    alone: list[FollowUp]
     rows: list[Row]
 
 
@@ -94,7 +92,7 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
     """Simulates random protocols and sets what they do to the tumour beside the truth."""
     wanted = wanted_protocols(scene.patient.seed, count)
     jobs = [(protocol, seed) for protocol in wanted for seed in range(replicas)]
-    simulated, alone = scene.simulated_read_twice(simulator, jobs)
+    simulated = scene.simulated(simulator, jobs)
     true = [scene.truth(respond(scene.patient, protocol)) for protocol in wanted]
     rows: list[Row] = [
         {
@@ -103,50 +101,43 @@ def measure_effects(scene: Scene, simulator: Simulator, count: int, replicas: in
             "simulated": [
                 scene.measures(one)._asdict() for one in simulated[index * replicas : (index + 1) * replicas]
             ],
-            "read": [scene.measures(one)._asdict() for one in alone[index * replicas : (index + 1) * replicas]],
         }
         for index, protocol in enumerate(wanted)
     ]
-    return Effects(wanted, true, simulated, alone, rows)
+    return Effects(wanted, true, simulated, rows)
 
 
 def add_risks(scene: Scene, effects: Effects) -> list[FollowUp]:
-    """Adds to each row the true risk, and the networks' on the simulated scans, read twice, and on the true ones.
+    """Adds to each row the true risk, and the networks' on the simulated scans and on the true ones.
 
     Returns:
         The true scans as the networks read them, as if the simulation were perfect.
     """
     replicas = len(effects.simulated) // len(effects.protocols)
     jobs = [protocol for protocol in effects.protocols for _ in range(replicas)]
-    simulated, alone = scene.risks(effects.simulated, jobs), scene.risks(effects.alone, jobs)
+    simulated = scene.risks(effects.simulated, jobs)
     read = scene.follow_ups([one.hu for one in effects.true])
     on_true = scene.risks(read, effects.protocols)
     for index, (row, protocol) in enumerate(zip(effects.rows, effects.protocols, strict=True)):
         row["true_risk"] = respond(scene.patient, protocol).log_hazard
         row["risk_on_simulated"] = simulated[index * replicas : (index + 1) * replicas]
-        row["risk_alone"] = alone[index * replicas : (index + 1) * replicas]
         row["risk_on_true"] = on_true[index]
     return read
 
 
 def measure_agents(scene: Scene, simulator: Simulator) -> list[Row]:
-    """The true and the simulated effect of every agent: the protocol with it less the same one without it.
-
-    The simulated one twice, as the planner's tool `segment` reads the scans and as they are read without the predicted
-    amount.
-    """
+    """The true and the simulated effect of every agent: the protocol with it less the same one without it."""
     base, pairs = agent_pairs(scene.patient.seed)
     protocols = [base, *(other for _, other, _ in pairs)]
-    found, alone = scene.simulated_read_twice(simulator, [(protocol, 0) for protocol in protocols])
+    found = scene.simulated(simulator, [(protocol, 0) for protocol in protocols])
     simulated = [np.array(scene.measures(one)) for one in found]
-    read = [np.array(scene.measures(one)) for one in alone]
     true = [np.array(scene.measures(scene.truth(respond(scene.patient, protocol)))) for protocol in protocols]
     rows: list[Row] = []
     for index, (name, _, added) in enumerate(pairs, start=1):
         sign = 1.0 if added else -1.0
         effect = {
             side: Measures(*(sign * (values[index] - values[0])).tolist())._asdict()
-            for side, values in (("true", true), ("simulated", simulated), ("read", read))
+            for side, values in (("true", true), ("simulated", simulated))
         }
         rows.append({"agent": name, **effect})
     return rows
@@ -199,27 +190,18 @@ def measure_outside(scene: Scene, simulator: Simulator, protocol: Protocol) -> i
 
 
 def summarise_dynamics(rows: Sequence[Row]) -> dict[str, Any]:
-    """Figures over patients: per measure, as read from the scans alone, per agent, spread, outside."""
+    """Figures over patients: per measure, per agent, spread, outside."""
     out: dict[str, Any] = {}
     for name in Measures._fields:
         true = [[protocol["true"][name] for protocol in row["protocols"]] for row in rows]
         simulated = [[_mean(protocol["simulated"], name) for protocol in row["protocols"]] for row in rows]
         out[name] = within_patients(true, simulated)
-    out["read"] = {name: summarise_read(rows, name) for name in ("necrotic", "viable")}
     out["agents"] = summarise_agents([row["agents"] for row in rows if row.get("agents")])
     out["spread"] = summarise_spread(rows)
     outside = [row["outside_hu"] for row in rows if row.get("outside_hu") is not None]
     if outside:
         out["outside_mask_hu"] = {"value": float(max(outside)), "low": None, "high": None, "n": len(outside)}
     return out
-
-
-def summarise_read(rows: Sequence[Row], name: str) -> dict[str, Figure]:
-    """A measure as it is read from the simulated scans alone, without the predicted amount."""
-    return within_patients(
-        [[protocol["true"][name] for protocol in row["protocols"]] for row in rows],
-        [[_mean(protocol["read"], name) for protocol in row["protocols"]] for row in rows],
-    )
 
 
 def _mean(replicas: Sequence[dict[str, float]], name: str) -> float:
@@ -281,7 +263,6 @@ def control(true: Sequence[float], simulated: Sequence[float]) -> Array:
 def summarise_agents(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Effect recovery per agent: regression of simulated on true effect through the origin, and both means.
 
-    `read_slope` is that of the effects that are read from the simulated scans alone, without the predicted amount.
     Lipiodol has a second line for the oil that it leaves; every agent has one for the viable share.
     """
     out: dict[str, Any] = {}
@@ -292,14 +273,12 @@ def summarise_agents(rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
         measures = ["viable", "oil"] if name == "Lipiodol" else ["viable"]
         for measure in measures:
             x, y = (np.array([entry[side][measure] for entry in found]) for side in ("true", "simulated"))
-            alone = np.array([entry["read"][measure] for entry in found])
             sums = np.stack([x * y, x * x, y * y], axis=1)
             spread = np.stack([x * y, x * x, y * y, x, y, np.ones_like(x)], axis=1)
             out[name if measure == "viable" else f"{name} (oil)"] = {
                 "true_effect": mean_figure(x.tolist()),
                 "simulated_effect": mean_figure(y.tolist()),
                 "slope": pooled_figure(sums, slope),
-                "read_slope": pooled_figure(np.stack([x * alone, x * x, alone * alone], axis=1), slope),
                 "patient_slope": pooled_figure(spread, _centred_slope),
             }
     return out

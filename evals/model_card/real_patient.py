@@ -225,12 +225,11 @@ def simulated_tissue(engine: Engine, pair: RealPair) -> dict[str, dict[str, floa
     """Shares of the original mass by the assistant model: on the real follow-up and on a simulated one."""
     prepared = engine.prepare(pair.before, pair.labels, RECORD)
     mask = prepared.numbers > 0
-    jobs = [(GIVEN, SEEDS[0])]
-    simulated = engine.simulate(prepared, jobs)[0]
+    simulated = engine.simulate(prepared, [(GIVEN, SEEDS[0])])[0]
     real = np.stack([crop(pair.after, patch) for patch in prepared.patches])
     out = {}
-    for name, scan, viable in (("simulated", simulated, engine.predicted_viable(prepared, jobs)), ("real", real, None)):
-        found = engine.segment_near(prepared, [scan], viable)[0][mask]
+    for name, scan in (("simulated", simulated), ("real", real)):
+        found = engine.segment_near(prepared, [scan])[0][mask]
         shares = {"viable": VIABLE, "necrotic": NECROTIC, "oil": OIL}
         out[name] = {label: float((found == tissue).mean()) for label, tissue in shares.items()}
     return out

@@ -115,29 +115,16 @@ class Scene:
         grids = [Grid.from_affine(patch.affine, (patch.size,) * 3) for patch in self.prepared.patches]
         return [render_anatomy(self.patient, grid) for grid in grids]
 
-    def follow_ups(
-        self, scans: list[npt.NDArray[np.int16]], viable: npt.NDArray[np.float32] | None = None
-    ) -> list[FollowUp]:
-        """Scans after treatment (L, S, S, S) with the tissue that the assistant model finds in them.
-
-        Args:
-            scans: The scans.
-            viable: See `Engine.segment_near`.
-        """
+    def follow_ups(self, scans: list[npt.NDArray[np.int16]]) -> list[FollowUp]:
+        """Scans after treatment (L, S, S, S) with the tissue that the assistant model finds in them."""
         if not scans:
             return []
-        found = self.engine.segment_near(self.prepared, scans, viable)
+        found = self.engine.segment_near(self.prepared, scans)
         return [FollowUp(hu, tissue) for hu, tissue in zip(scans, found, strict=True)]
 
     def simulated(self, simulator: Simulator, jobs: Sequence[Job]) -> list[FollowUp]:
         """Simulated scans of jobs, read as the planner's tool `segment` reads them."""
-        return self.follow_ups(simulator.scans(self.prepared, jobs), simulator.predicted_viable(self.prepared, jobs))
-
-    def simulated_read_twice(self, simulator: Simulator, jobs: Sequence[Job]) -> tuple[list[FollowUp], list[FollowUp]]:
-        """`simulated`, and the same scans read without the predicted amount of viable tumour."""
-        scans, viable = simulator.scans(self.prepared, jobs), simulator.predicted_viable(self.prepared, jobs)
-        alone = self.follow_ups(scans)
-        return (alone if viable is None else self.follow_ups(scans, viable)), alone
+        return self.follow_ups(simulator.scans(self.prepared, jobs))
 
     def classes(self, scan: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
         """The tissue that the assistant model finds in whole patches (L, S, S, S)."""

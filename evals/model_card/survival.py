@@ -213,11 +213,8 @@ def summarise_risk(rows: Sequence[Sequence[Row]]) -> dict[str, Figure]:
     """
     true = [[row["true_risk"] for row in patient] for patient in rows]
     on_true = [[row["risk_on_true"] for row in patient] for patient in rows]
-    on_simulated, alone = (
-        [[float(np.mean(row[name])) for row in patient] for patient in rows]
-        for name in ("risk_on_simulated", "risk_alone")
-    )
-    found = {"on_true_scans": on_true, "on_simulated_scans": on_simulated, "on_simulated_scans_alone": alone}
+    on_simulated = [[float(np.mean(row["risk_on_simulated"])) for row in patient] for patient in rows]
+    found = {"on_true_scans": on_true, "on_simulated_scans": on_simulated}
     return {
         name: mean_figure([rank_correlation(x, y) for x, y in zip(true, risks, strict=True)])
         for name, risks in found.items()

@@ -77,17 +77,18 @@ class DenoiserPreset(_Part):
         description="standard deviation over seeds of the logit of the predicted viable share; "
         "`share_viable_error` of the denoiser's metrics says by how much whole patients differ from the prediction",
     )
+    redraws: int = Field(
+        default=0,
+        ge=0,
+        description="rounds in which a drawn scan is corrected where the segmenter does not read the predicted amount "
+        "of living tumour in it (`models.redraw`); 0 leaves it as it is drawn, as in the paper",
+    )
 
 
 class SegmenterPreset(_Part):
-    """Sizes of the DynUNet, and how a simulated scan is read."""
+    """Sizes of the DynUNet."""
 
     filters: tuple[int, ...]
-    viable: Literal["read", "predicted"] = Field(
-        default="read",
-        description="how many voxels of the original tumour live in a simulated scan: as many as are found in it, or "
-        "as many as the response head predicted, those that look most alive",
-    )
 
 
 class LocaliserPreset(_Part):

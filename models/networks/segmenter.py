@@ -12,7 +12,6 @@ from enum import IntEnum
 import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.networks.preset import SegmenterPreset
 
@@ -28,9 +27,6 @@ class Tissue(IntEnum):
 
 
 CHANNELS = 3
-NEIGHBOURS = 5
-"""Edge, in voxels, of the cube over which it is averaged how much alive a voxel looks. Transposed convolutions leave a
-comb of two voxels in the logits, which showed as stripes of living tumour."""
 
 
 def segmenter_input(scan: Tensor, before: Tensor, mask: Tensor) -> Tensor:
@@ -55,35 +51,6 @@ def dyn_unet(inputs: int, outputs: int, filters: Sequence[int]) -> DynUNet:
         strides=[1] + [2] * (levels - 1), upsample_kernel_size=[2] * (levels - 1), filters=filters,
         norm_name=("INSTANCE", {"affine": True}),
     )  # fmt: skip
-
-
-def classes_with(logits: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
-    """The most likely classes, where it is known how much of the tumour lives.
-
-    Inside the mask the given share of the voxels is viable: those around which, on average over a cube of `NEIGHBOURS`
-    voxels, the viable logit lies highest above the next one. Its other voxels are of their likeliest class but that;
-    outside the mask every voxel is of its likeliest class.
-
-    Args:
-        logits: (N, 5, X, Y, Z) of `Segmenter`.
-        mask: (N, X, Y, Z) bool, tumour before treatment.
-        viable: (N,) share of the mask's voxels, in [0, 1].
-
-    Returns:
-        (N, X, Y, Z) int64.
-    """
-    others = logits.index_fill(1, torch.tensor(int(Tissue.VIABLE), device=logits.device), -torch.inf)
-    highest, likeliest = others.max(dim=1)
-    margin = functional.avg_pool3d(
-        (logits[:, Tissue.VIABLE] - highest)[:, None], NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False
-    )[:, 0]
-    out = logits.argmax(dim=1)
-    for own, inside, next_best, above, share in zip(out, mask, likeliest, margin, viable.tolist(), strict=True):
-        tissue = next_best[inside]
-        order = above[inside].argsort(descending=True, stable=True)
-        tissue[order[: round(share * tissue.numel())]] = int(Tissue.VIABLE)
-        own[inside] = tissue
-    return out
 
 
 class Segmenter(nn.Module):

@@ -33,7 +33,7 @@ from models.weights import (
 )
 
 FREE = frozenset(
-    {"steps", "finalist_steps", "guidance", "guidance_at", "sampler", "dropout", "viable_spread", "viable"}
+    {"steps", "finalist_steps", "guidance", "guidance_at", "sampler", "dropout", "viable_spread", "redraws"}
 )
 """Settings of a network that its weights do not depend on: how it is sampled or used, and what only training does."""
 COMMON = ("size", "spacing_mm", "hu_window")
@@ -79,8 +79,8 @@ def _settings(name: PartName, preset: dict[str, Any], training: dict[str, Any]) 
     """
     own = {f"{name}.{key}": value for key, value in preset[name].items() if key not in FREE}
     taught = {f"{_OPTIONS}{name}.options.{key}": value for key, value in training["options"].items()}
-    if name == "survival" and "viable" in preset["segmenter"]:  # it has learned from scans that were read so
-        taught["segmenter.viable"] = preset["segmenter"]["viable"]
+    if name == "survival":  # it has learned from scans that were corrected so
+        taught["denoiser.redraws"] = preset["denoiser"].get("redraws", 0)
     return own | {key: preset[key] for key in COMMON} | taught
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from models.errors import RunError
 from models.networks.precision import autocast
 from models.networks.preset import Preset
 from models.networks.response_head import SHARES
-from models.networks.segmenter import Segmenter, Tissue, classes_with, segmenter_input
+from models.networks.segmenter import Segmenter, Tissue, segmenter_input
+from models.redraw import redraw
 from models.training.drawings import DONE, Painter, draw_pool
 from models.training.pool import Pool, hu_to_unit
 
@@ -38,7 +41,7 @@ class Simulations:
 
     Attributes:
         row: of each patient index that was simulated.
-        scan: (N, K, S, S, S) int16 HU, as the engine composes it.
+        scan: (N, K, S, S, S) int16 HU, as the engine draws and corrects it.
         tissue: (N, K, S, S, S) uint8, its segmentation.
     """
 
@@ -75,34 +78,44 @@ def simulate_pool(
     drawings = draw_pool(simulator.painter, pool, preset, patients, SEED, folder)
     told = {
         **json.loads((folder / DONE).read_text(encoding="utf-8")),
-        "simulator": simulator.identity, "viable": preset.segmenter.viable,
+        "simulator": simulator.identity, "redraws": preset.denoiser.redraws,
     }  # fmt: skip
-    index, path = folder / "simulations.json", folder / "tissue.npy"
+    index, paths = folder / "simulations.json", (folder / "corrected.npy", folder / "tissue.npy")
     if index.exists() and json.loads(index.read_text(encoding="utf-8")) == told:
-        tissue: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        scan, tissue = (np.load(path, mmap_mode="r") for path in paths)
     else:
+        low, high = preset.hu_window
         device = next(simulator.segmenter.parameters()).device
         try:
             index.unlink(missing_ok=True)  # it is of other simulations, over which these are written
-            tissue = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=drawings.scan.shape)
+            scan, tissue = (
+                np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=drawings.scan.shape)
+                for path, kind in zip(paths, (np.int16, np.uint8), strict=True)
+            )
             with autocast(device):
                 for place in track(range(len(patients)), description="simulations"):
                     patient = int(patients[place])
-                    before = hu_to_unit(pool.pre[patient], preset.hu_window)
-                    tumour = torch.from_numpy(np.asarray(pool.tumour_mask[patient]) > 0)
-                    scans = hu_to_unit(np.asarray(drawings.scan[place]), preset.hu_window)
-                    inputs = segmenter_input(scans, before.expand_as(scans), tumour.expand_as(scans))
-                    logits = simulator.segmenter(inputs.to(device))
-                    if preset.segmenter.viable == "predicted":
-                        viable = torch.from_numpy(drawings.shares[place, :, SHARES.index("viable")])
-                        classes = classes_with(logits, tumour.expand_as(scans).to(device), viable)
-                    else:
-                        classes = logits.argmax(dim=1)
-                    tissue[place] = classes.to(torch.uint8).cpu().numpy()
+                    drawn = torch.from_numpy(np.array(drawings.scan[place], dtype=np.float32)).to(device)
+                    before = torch.from_numpy(np.array(pool.pre[patient], dtype=np.float32)).to(device).expand_as(drawn)
+                    mask = torch.from_numpy(np.asarray(pool.tumour_mask[patient]) > 0).to(device).expand_as(drawn)
+                    read = partial(_read, simulator.segmenter, preset, before, mask)
+                    if preset.denoiser.redraws:
+                        viable = torch.from_numpy(drawings.shares[place, :, SHARES.index("viable")]).to(device)
+                        drawn = redraw(drawn, before, mask, viable, read, preset.denoiser.redraws).clamp(low, high)
+                    scan[place] = np.rint(drawn.cpu().numpy())
+                    tissue[place] = read(drawn.round()).argmax(dim=1).to(torch.uint8).cpu().numpy()
+            scan.flush()
             tissue.flush()
             part = index.with_suffix(".part")
             part.write_text(json.dumps(told), encoding="utf-8")
             part.replace(index)
         except OSError as error:
             raise RunError(f"The simulations in {folder} can't be written ({error}); remove the folder.") from error
-    return Simulations({int(patient): place for place, patient in enumerate(patients)}, drawings.scan, tissue)
+    return Simulations({int(patient): place for place, patient in enumerate(patients)}, scan, tissue)
+
+
+def _read(segmenter: Segmenter, preset: Preset, before: Tensor, mask: Tensor, scan: Tensor) -> Tensor:
+    """Logits (K, 5, S, S, S) of scans (K, S, S, S) in HU."""
+    inputs = segmenter_input(hu_to_unit(scan, preset.hu_window), hu_to_unit(before, preset.hu_window), mask)
+    logits: Tensor = segmenter(inputs)
+    return logits

@@ -1,7 +1,7 @@
 """Trains the survival network: Cox with Efron ties and a censoring-aware survival head, toxicity as a fixed offset.
 
 It sees true follow-up scans with true labels, and simulated ones as a plan shows them, with the tissue that the
-segmenter finds (and the predicted amount of viable tissue where the preset says so, without its luck).
+segmenter finds (corrected by `models.redraw` where the preset says so, without the luck of a seed).
 """
 
 from __future__ import annotations

@@ -29,13 +29,12 @@ from evals.planning_table import (
 )
 from evals.planning_table_page import planning_markdown, show
 from evals.planning_variants import (
-    AmountFromImage,
     AmountOnly,
     AnotherPatientsImage,
+    AsDrawn,
     PreTreatmentImage,
     TrueHazard,
     TrueImage,
-    Variant,
 )
 from models.engine import Engine
 from models.errors import InputError
@@ -72,17 +71,17 @@ def scans(engine: Engine, scene: Scene) -> list[np.ndarray]:
     return engine.simulate(scene.prepared, JOBS, 1)
 
 
-@pytest.mark.parametrize("variant", [AmountFromImage, PreTreatmentImage, TrueImage, AnotherPatientsImage])
-def test_a_replaced_image_says_itself_how_much_lives_in_it(variant: type[Variant], scene: Scene) -> None:
-    """The share that was drawn for this patient and protocol would tell what the image no longer shows."""
+def test_a_variant_is_corrected_where_its_row_says_so(scene: Scene) -> None:
     preset = scene.engine.model.preset
-    drawn = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "predicted"})})
-    engine = Engine("cpu", model=replace(scene.engine.model, preset=drawn), precision="fp32", batch=4)
-    other = (draw_patient(planning_table.OTHER_PATIENTS),) if variant is AnotherPatientsImage else ()
-    assert engine.predicted_viable(scene.prepared, JOBS) is not None
-    for told in (TrueHazard(engine, scene.patient), AmountOnly(engine, scene.patient)):
-        assert told.predicted_viable(scene.prepared, JOBS) is not None
-    assert variant(engine, scene.patient, *other).predicted_viable(scene.prepared, JOBS) is None
+    redrawn = preset.model_copy(update={"denoiser": preset.denoiser.model_copy(update={"redraws": 1})})
+    engine = Engine("cpu", model=replace(scene.engine.model, preset=redrawn), precision="fp32", batch=4)
+    drawn, before = scans(AsDrawn(engine, scene.patient), scene), np.rint(scene.prepared.pre)
+    for kind, changed in ((Engine, True), (TrueHazard, True), (AmountOnly, True), (PreTreatmentImage, False)):
+        told = engine if kind is Engine else kind(engine, scene.patient)
+        for scan, raw in zip(scans(told, scene), drawn, strict=True):
+            start = raw if kind in (Engine, TrueHazard) else before
+            assert (scan != start).any() == changed
+            np.testing.assert_array_equal(scan[scene.prepared.numbers == 0], start[scene.prepared.numbers == 0])
 
 
 def test_the_image_before_treatment_stays_as_it_is(scene: Scene) -> None:
@@ -152,7 +151,7 @@ def test_the_true_hazard_is_that_of_the_volume_in_the_simulation(scene: Scene) -
 
 
 def test_no_variant_is_ever_taken_for_another(scene: Scene) -> None:
-    kinds = (AmountFromImage, PreTreatmentImage, AmountOnly, TrueImage, TrueHazard)
+    kinds = (AsDrawn, PreTreatmentImage, AmountOnly, TrueImage, TrueHazard)
     engines = [scene.engine, *(kind(scene.engine, scene.patient) for kind in kinds)]
     engines.append(AnotherPatientsImage(scene.engine, scene.patient, draw_patient(SEED + 1)))
     assert len({engine.weights_hash for engine in engines}) == len(engines) == 7

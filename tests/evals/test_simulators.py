@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -65,16 +63,6 @@ def test_protocols_do_not_matter_seeds_do_and_nothing_lies_outside(kind, engine:
     scans = kind(engine).scans(prepared, JOBS[:1])
     before = np.rint(np.clip(prepared.pre, -1024, 3071))
     np.testing.assert_array_equal(scans[0][~prepared.support], before[~prepared.support])
-
-
-def test_only_the_world_model_says_how_much_it_draws(engine: Engine, prepared: Prepared) -> None:
-    preset = engine.model.preset
-    told = preset.model_copy(update={"segmenter": preset.segmenter.model_copy(update={"viable": "predicted"})})
-    drawing = Engine("cpu", model=replace(engine.model, preset=told), precision="fp32", batch=4)
-    shares = WorldModelSimulator(drawing).predicted_viable(prepared, JOBS)
-    assert shares is not None
-    assert shares.shape == (3, 1)
-    assert all(one.predicted_viable(prepared, JOBS) is None for one in hand_made(drawing))
 
 
 def test_no_change_is_the_scan_before(engine: Engine, prepared: Prepared) -> None:

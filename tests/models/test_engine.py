@@ -22,7 +22,7 @@ from models.errors import InputError, TransientToolError
 from models.networks.diffusion import Flow
 from models.networks.preset import Preset
 from models.protocol import Protocol
-from models.response import VIABLE
+from models.redraw import redraw
 from models.volume import Volume
 from models.weights import WorldModel, init_world_model
 
@@ -207,49 +207,62 @@ def test_a_small_tumour_is_decoded_and_segmented_in_a_box(model: WorldModel):
 TWO = {"shape": (100, 30, 30), "spacing": (2.5, 2.5, 2.5), "lesions": (((12, 15, 15), 12.0), ((85, 15, 15), 10.0))}
 
 
-def told(model: WorldModel, *, spread: float = 0.0, viable: str = "predicted", condition: str = "action") -> Engine:
-    """An engine that reads simulated scans so, with so much luck."""
-    preset = model.preset.model_copy(
-        update={
-            "segmenter": model.preset.segmenter.model_copy(update={"viable": viable}),
-            "denoiser": model.preset.denoiser.model_copy(update={"viable_spread": spread, "condition": condition}),
-        }
-    )
+def told(model: WorldModel, *, spread: float = 0.0, redraws: int = 0, condition: str = "action") -> Engine:
+    """An engine that corrects its drawings so often, with so much luck."""
+    asked = {"viable_spread": spread, "redraws": redraws, "condition": condition}
+    preset = model.preset.model_copy(update={"denoiser": model.preset.denoiser.model_copy(update=asked)})
     return Engine("cpu", model=dataclasses.replace(model, preset=preset), precision="fp32", batch=4)
 
 
 def predicted(engine: Engine, prepared: Prepared, jobs: list[tuple[Protocol, int]]) -> NDArray[np.float32]:
-    viable = engine.predicted_viable(prepared, jobs)
-    assert viable is not None
-    return viable
+    """The viable shares (N, L) that the denoiser is given."""
+    seen: list[Tensor] = []
+    handle = engine.model.denoiser.register_forward_pre_hook(lambda _, given: seen.append(given[7]))
+    batch = len(jobs) * len(prepared.patches)
+    try:
+        Engine("cpu", model=engine.model, precision="fp32", batch=batch).simulate(prepared, jobs, steps=1)
+    finally:
+        handle.remove()
+    return seen[0][:, 0].reshape(len(jobs), -1).numpy()
 
 
-def test_as_many_voxels_live_as_were_predicted(model: WorldModel):
-    engine = told(model)
-    prepared, jobs = prepare(engine, **TWO), [(CISPLATIN, 0), (RALTITREXED, 0)]
-    shares, scans = predicted(engine, prepared, jobs), engine.simulate(prepared, jobs)
-    assert shares.shape == (2, 2)
+def test_a_drawing_is_corrected_inside_the_tumour_alone_and_towards_what_was_predicted(model: WorldModel):
+    drawn, corrected = told(model), told(model, redraws=2)
+    prepared, jobs = prepare(corrected, **TWO), [(CISPLATIN, 0), (RALTITREXED, 0)]
+    shares = predicted(corrected, prepared, jobs)
     assert len(np.unique(shares)) == 4
-    alone, found = engine.segment_near(prepared, scans), engine.segment_near(prepared, scans, shares)
+    scans, after = drawn.simulate(prepared, jobs), corrected.simulate(prepared, jobs)
     mask = prepared.numbers > 0
+    low, high = model.preset.hu_window
+
+    def read(hu: Tensor) -> Tensor:
+        def unit(values: Tensor) -> Tensor:
+            return ((values.clamp(low, high) - low) * (2.0 / (high - low)) - 1.0)[:, None]
+
+        before = torch.from_numpy(prepared.pre.astype(np.float32))
+        cut = torch.cat([unit(hu), unit(before), torch.from_numpy(mask.astype(np.float32))[:, None]], dim=1)
+        with torch.no_grad():
+            return model.segmenter(cut).float()
+
     for job in range(2):
-        assert not np.array_equal(alone[job], found[job])
-        for patch in range(2):
-            inside = found[job][patch][mask[patch]]
-            assert (inside == VIABLE).sum() == round(float(shares[job, patch]) * inside.size)
-        np.testing.assert_array_equal(found[job][~mask], alone[job][~mask])
-    # whole patches or boxes, alone or beside others: the same
-    cubes = (scans[0], prepared.pre, mask)
-    near = prepared.near > 0
-    np.testing.assert_array_equal(np.where(near, engine.segment(*cubes, shares[0]), 0), found[0])
-    np.testing.assert_array_equal(engine.segment_near(prepared, scans[1:], shares[1:])[0], found[1])
+        np.testing.assert_array_equal(after[job][~mask], scans[job][~mask])
+        before, inside = torch.from_numpy(prepared.pre.astype(np.float32)), torch.from_numpy(mask)
+        by_hand = redraw(
+            torch.from_numpy(scans[job].astype(np.float32)), before, inside, torch.from_numpy(shares[job]), read, 2
+        ).clamp(low, high)
+        # the engine sees the box around the tumour only
+        differs = np.abs(by_hand.numpy() - after[job])[mask] > 1.0
+        assert differs.mean() < 0.1 < (after[job] != scans[job])[mask].mean()
 
 
-def test_what_is_predicted_is_told_where_the_preset_says_so_and_the_denoiser_knows_the_agents(model: WorldModel):
-    prepared = prepare(told(model))
-    assert told(model).predicted_viable(prepared, [(CISPLATIN, 0)]) is not None
-    assert told(model, viable="read").predicted_viable(prepared, [(CISPLATIN, 0)]) is None
-    assert told(model, condition="text").predicted_viable(prepared, [(CISPLATIN, 0)]) is None
+def test_nothing_is_corrected_where_the_denoiser_does_not_know_the_agents(model: WorldModel):
+    assert told(model, redraws=2).redraws == 2
+    blind, plain = told(model, redraws=2, condition="text"), told(model, condition="text")
+    assert blind.redraws == plain.redraws == 0
+    prepared = prepare(plain)
+    np.testing.assert_array_equal(
+        blind.simulate(prepared, [(CISPLATIN, 0)]), plain.simulate(prepared, [(CISPLATIN, 0)])
+    )
 
 
 def test_luck_differs_between_seeds_and_patches_and_is_common_to_protocols(model: WorldModel):
@@ -273,16 +286,6 @@ def test_luck_differs_between_seeds_and_patches_and_is_common_to_protocols(model
     jobs = [(CISPLATIN, 5), (CISPLATIN, 6)]
     for one, other in zip(plain.simulate(prepared, jobs), lucky.simulate(prepared, jobs), strict=True):
         assert (one != other).any()
-
-
-def test_the_denoiser_gets_the_shares_that_the_reading_counts(model: WorldModel):
-    seen: list[Tensor] = []
-    model = dataclasses.replace(model, denoiser=init_world_model(tiny_preset(), seed=3).denoiser)
-    model.denoiser.register_forward_pre_hook(lambda _, given: seen.append(given[7]))
-    engine = told(model, spread=0.5)
-    prepared, jobs = prepare(engine, **TWO), [(CISPLATIN, 0), (RALTITREXED, 1)]
-    engine.simulate(prepared, jobs, steps=1)
-    np.testing.assert_array_equal(seen[0][:, 0].reshape(2, 2), predicted(engine, prepared, jobs))
 
 
 def test_jobs_are_yielded_in_order_with_all_patches(engine: Engine):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.engine import Prepared
 from models.errors import ToolError, UnknownItemError
 from models.patch import feather
 from models.protocol import Protocol
@@ -163,8 +162,7 @@ def test_every_outcome_is_read_beside_its_own_patches_before_treatment(
     third = put_outcome(workspace, lambda d, n: np.full(d.shape, OIL_HU), seed=9)
     monkeypatch.setattr(engine, "segment", keep)
     segment([*names, third], workspace=workspace)
-    ((patches, before, mask, viable),) = seen
-    assert viable is None
+    ((patches, before, mask),) = seen
 
     def boxes(*scans: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.stack([p[box] for scan in scans for p, box in zip(scan, prepared.boxes, strict=True)])
@@ -172,22 +170,6 @@ def test_every_outcome_is_read_beside_its_own_patches_before_treatment(
     np.testing.assert_array_equal(patches, boxes(*(workspace.outcome(n).composite for n in (names[1], third))))
     np.testing.assert_array_equal(before, boxes(prepared.pre, prepared.pre))
     np.testing.assert_array_equal(mask, boxes(*[prepared.numbers > 0] * 2))
-
-
-def test_as_much_lives_as_was_predicted_where_the_weights_say_so(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
-    """Of two balls that look alive all through, the prediction leaves a quarter of one and all of the other."""
-    engine, prepared, asked = workspace.engine, workspace.prepared("two"), []
-
-    def predicted(_: Prepared, jobs: list[tuple[Protocol, int]]) -> NDArray[np.float32]:
-        asked.extend(jobs)
-        return np.array([[0.25, 1.0]] * len(jobs), np.float32)
-
-    monkeypatch.setattr(engine, "predicted_viable", predicted)
-    outcome = put_outcome(workspace, lambda d, n: np.full(d.shape, TUMOUR_HU), seed=4)
-    found = segment([outcome], workspace=workspace).segmentations[0]
-    assert asked == [(Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",)), 4)]
-    sizes = [float((numbers > 0).sum()) * 1.5**3 / 1000 for numbers in prepared.numbers]
-    assert found.viable_ml == pytest.approx(0.25 * sizes[0] + sizes[1], rel=1e-3)
 
 
 def test_a_damaged_segmentation_is_computed_again(make_workspace: MakeWorkspace):

@@ -118,19 +118,17 @@ def test_slopes_of_agents_by_hand():
         return [{"agent": agent, **{side: {"viable": value, "oil": oil} for side, value in viable.items()}}]
 
     rows = [
-        entry("PVA", 0.0, true=-0.2, simulated=-0.1, read=0.0),
-        entry("PVA", 0.0, true=-0.4, simulated=-0.3, read=-0.1),
-        entry("Lipiodol", 0.5, true=-0.1, simulated=0.1, read=-0.1),
-        entry("Lipiodol", 0.3, true=-0.1, simulated=0.1, read=-0.1),
+        entry("PVA", 0.0, true=-0.2, simulated=-0.1),
+        entry("PVA", 0.0, true=-0.4, simulated=-0.3),
+        entry("Lipiodol", 0.5, true=-0.1, simulated=0.1),
+        entry("Lipiodol", 0.3, true=-0.1, simulated=0.1),
     ]
     found = summarise_agents(rows)
     assert set(found) == {"Lipiodol", "Lipiodol (oil)", "PVA"}
     assert found["PVA"]["slope"]["value"] == pytest.approx((0.02 + 0.12) / (0.04 + 0.16))
     assert found["PVA"]["patient_slope"]["value"] == pytest.approx(1.0)  # 0.2 more truly, 0.2 more simulated
-    assert found["PVA"]["read_slope"]["value"] == pytest.approx(0.04 / (0.04 + 0.16))
     assert found["PVA"]["slope"]["n"] == 2
     assert found["Lipiodol"]["slope"]["value"] == pytest.approx(-1.0)  # the wrong sign shows
-    assert found["Lipiodol"]["read_slope"]["value"] == pytest.approx(1.0)
     assert found["Lipiodol (oil)"]["slope"]["value"] == pytest.approx(1.0)
 
 

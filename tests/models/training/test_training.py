@@ -18,6 +18,7 @@ from models.errors import RunError, WeightsError
 from models.networks.autoencoder import Autoencoder
 from models.networks.diffusion import Flow
 from models.networks.preset import Preset
+from models.redraw import redraw
 from models.training import drawings, simulations
 from models.training.autoencoder import AutoencoderTask, measure_latents, train_autoencoder
 from models.training.checkpoint import FILE as CHECKPOINT
@@ -559,7 +560,7 @@ def test_simulations_are_kept_for_the_same_patients_and_sampling_only(
     assert call([2, 3], steps=9, guidance=2.0, guidance_at=0.5) == [2, 3]  # the other call had begun to write over them
 
 
-def test_simulations_are_read_as_the_engine_reads_them(
+def test_simulations_are_corrected_and_read_as_the_engine_does_it(
     pool: FakePool, tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = torch.tensor([0.1, 0.4, 0.75, 1.0])
@@ -569,31 +570,47 @@ def test_simulations_are_read_as_the_engine_reads_them(
         return hu_to_unit(pool.post[patient], preset.hu_window), meant
 
     monkeypatch.setattr(drawings, "draw_patient", draw)
+    segmenter = build_network("segmenter", tiny).eval()
     painter = Painter(_autoencoder(tiny, pool), build_network("denoiser", tiny), "painter")  # type: ignore[arg-type]
-    simulator = Simulator(painter, build_network("segmenter", tiny), "weights")  # type: ignore[arg-type]
+    simulator = Simulator(painter, segmenter, "weights")  # type: ignore[arg-type]
 
-    def tissue(viable: str) -> npt.NDArray[np.uint8]:
-        preset = tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"viable": viable})})
-        # a copy: the next reading is written where this one was
-        return np.array(simulate_pool(simulator, pool, preset, np.array([1]), tmp_path).tissue[0])
+    def simulated(redraws: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+        preset = tiny.model_copy(update={"denoiser": tiny.denoiser.model_copy(update={"redraws": redraws})})
+        found = simulate_pool(simulator, pool, preset, np.array([1]), tmp_path)
+        # copies: the next ones are written where these were
+        return np.array(found.scan[0]), np.array(found.tissue[0])
 
-    read, counted, again = tissue("read"), tissue("predicted"), tissue("read")
-    mask = pool.tumour_mask[1] > 0
-    assert [int((one[mask] == 2).sum()) for one in counted] == [
-        round(float(share) * int(mask.sum())) for share in shares
-    ]
-    np.testing.assert_array_equal(counted[:, ~mask], read[:, ~mask])
-    np.testing.assert_array_equal(again, read)
-    assert not np.array_equal(read, counted)
+    def logits(scan: torch.Tensor) -> torch.Tensor:
+        window = tiny.hu_window
+        beside = hu_to_unit(pool.pre[1], window).expand_as(scan)
+        with torch.no_grad():
+            return segmenter(torch.stack([hu_to_unit(scan, window), beside, mask.float()], dim=1)).float()
+
+    mask = torch.from_numpy(pool.tumour_mask[1] > 0).expand(4, -1, -1, -1)
+    drawn, read = simulated(0)
+    low, high = tiny.hu_window
+    assert np.abs(drawn - np.clip(pool.post[1], low, high)).max() <= 1
+    scan, tissue = simulated(2)
+    before = torch.from_numpy(pool.pre[1].astype(np.float32)).expand(4, -1, -1, -1)
+    by_hand = redraw(torch.from_numpy(drawn.astype(np.float32)), before, mask, shares, logits, 2).clamp(low, high)
+    assert (np.abs(scan - by_hand.numpy()) > 1).mean() < 0.01  # half precision decides a few voxels otherwise
+    assert (scan != drawn).any()
+    np.testing.assert_array_equal(scan[~mask.numpy()], drawn[~mask.numpy()])
+    found = logits(torch.from_numpy(scan.astype(np.float32))).argmax(dim=1).numpy()
+    assert (tissue != found).mean() < 0.01
+    again = simulated(0)
+    np.testing.assert_array_equal(again[0], drawn)
+    np.testing.assert_array_equal(again[1], read)
+    assert not np.array_equal(read, tissue)
 
     def killed(*_: Any) -> torch.Tensor:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(simulations, "classes_with", killed)
+        broken.setattr(simulations, "redraw", killed)
         with pytest.raises(KeyboardInterrupt):
-            tissue("predicted")
-    np.testing.assert_array_equal(tissue("read"), read)
+            simulated(2)
+    np.testing.assert_array_equal(simulated(0)[1], read)
 
 
 def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool: FakePool) -> None:
