@@ -31,8 +31,9 @@ from models.phantom.render import render
 from models.volume import Volume
 from models.weights import WorldModel
 
-PARTS = ("pre-branch", "condition", "denoise", "decode", "composite", "segment", "survival")
-"""In the order of work. The pre-branch is what no protocol changes: the engine runs it once per plan."""
+PARTS = ("pre-branch", "condition", "denoise", "decode", "read again", "composite", "segment", "survival")
+"""In the order of work. The pre-branch is what no protocol changes: the engine runs it once per plan. "read again" is
+the segmenter's part of correcting a drawn scan (`models.redraw`); the arithmetic of it counts as "condition"."""
 
 
 @dataclass
@@ -156,6 +157,7 @@ def time_engine(
         began = clock.now()
         differences = [change for _, change in sorted(engine.simulate_differences(prepared, jobs, steps), key=_place)]
         laps["simulate"] = clock.now() - began
+        reading = clock.seconds["segment"]
         began = clock.now()
         outcomes = [engine.composite(prepared, change) for change in differences]
         laps["composite"] = clock.now() - began
@@ -168,9 +170,10 @@ def time_engine(
     scale = 1000.0 / len(jobs)
     ms = {
         "pre-branch": 1000.0 * pre_seconds,
-        "condition": scale * (laps["simulate"] - clock.seconds["denoise"] - clock.seconds["decode"]),
+        "condition": scale * (laps["simulate"] - clock.seconds["denoise"] - clock.seconds["decode"] - reading),
         "denoise": scale * clock.seconds["denoise"],
         "decode": scale * clock.seconds["decode"],
+        "read again": scale * reading,
         "composite": scale * laps["composite"],
         "segment": scale * laps["segment"],
         "survival": scale * laps["survival"],

@@ -149,7 +149,7 @@ def response_rows(plan: Plan, finalists: list[Named]) -> list[Row]:
         ),
         line(
             "Viable tumour",
-            "after: how much is predicted, where is segmented on the simulated CT",
+            "after: segmented on the simulated CT",
             measure(before.viable_ml, "ml", "before.viable_ml", none_before),
             "viable_ml",
             "ml",

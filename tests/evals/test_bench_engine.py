@@ -57,7 +57,9 @@ def test_the_engine_is_timed_by_part_and_against_one_by_one() -> None:
     assert timings[1]["precision"] == "fp32"
     for row in timings:
         assert set(row["ms"]) == set(PARTS)
-        assert all(row["ms"][part] > 0 for part in ("pre-branch", "denoise", "decode", "segment", "survival"))
+        assert all(
+            row["ms"][part] > 0 for part in ("pre-branch", "denoise", "decode", "read again", "segment", "survival")
+        )
         assert row["ms"]["condition"] >= 0
         parts = sum(value for part, value in row["ms"].items() if part != "pre-branch")
         own = parts + (row["ms"]["pre-branch"] if row["pre_branch_each_time"] else 0)
@@ -68,8 +70,8 @@ def test_the_engine_is_timed_by_part_and_against_one_by_one() -> None:
 
 def test_the_pre_branch_belongs_to_every_simulation_without_a_cache() -> None:
     ms = dict.fromkeys(PARTS, 1.0) | {"pre-branch": 100.0}
-    assert EngineTiming("a", 8, "fp32", "cpu", 1, False, ms).total_ms == 6.0
-    assert EngineTiming("b", 1, "fp32", "cpu", 1, True, ms).total_ms == 106.0
+    assert EngineTiming("a", 8, "fp32", "cpu", 1, False, ms).total_ms == 7.0
+    assert EngineTiming("b", 1, "fp32", "cpu", 1, True, ms).total_ms == 107.0
 
 
 def test_whole_patches_leave_nothing_out() -> None:
