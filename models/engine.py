@@ -36,6 +36,7 @@ from models.networks.response_head import SHARES, with_luck
 from models.networks.segmenter import segmenter_input
 from models.networks.tumour_profile import tumour_profile
 from models.patch import (
+    BOX_MARGIN,
     HIGHEST_HU,
     OUTSIDE_HU,
     WIDE_SPACING_MM,
@@ -66,7 +67,6 @@ BATCH = 6
 REFERENCE_SPACING_MM = 1.5  # the networks' inputs count voxel sizes as log2(spacing / 1.5 mm)
 COARSEST = 3.0  # times the finest spacing: what the networks were trained for
 MOST_LESIONS = 3  # the training cohort has one to three; more would be extrapolated without limit
-BOX_MARGIN = 6  # voxels of surroundings that decoder and segmenter read beyond what a simulation can change
 _KEPT_CASES = 4
 
 
@@ -530,9 +530,7 @@ class Engine:
     def _boxes(self, support: NDArray[np.bool_]) -> tuple[Box, ...]:
         """What is decoded and segmented of each patch; never less than the networks were trained on."""
         preset = self.model.preset
-        least = max(preset.training.autoencoder.crop, preset.training.segmenter.crop)
-        step = max(preset.downsampling, 2 ** (len(preset.segmenter.filters) - 1))
-        return boxes_around(support, BOX_MARGIN, least, step, preset.downsampling)
+        return boxes_around(support, BOX_MARGIN, preset.least_box, preset.box_step, preset.downsampling)
 
     def _cut(self, latent: Tensor, boxes: Sequence[Box]) -> Tensor:
         """The boxes of latents (N, C, s, s, s)."""

@@ -31,6 +31,7 @@ SPECK_ML = 0.05  # a ball of 4.6 mm: below it a component is segmentation noise 
 USABLE = 0.8  # share of a patch's edge that lesions may span, so that every lesion is seen with its surroundings
 HU_WINDOW = (-175.0, 600.0)  # of both presets (Yang et al. 2025, appendix B.2)
 FEATHER_MM = 8.0
+BOX_MARGIN = 6  # voxels of surroundings that decoder and segmenter read beyond what a simulation can change
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 

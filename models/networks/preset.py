@@ -179,6 +179,16 @@ class Preset(_Part):
         """Edge of the latent cube."""
         return self.size // self.downsampling
 
+    @property
+    def least_box(self) -> int:
+        """Shortest edge of the part of a patch that decoder and segmenter see: what they were trained on."""
+        return max(self.training.autoencoder.crop, self.training.segmenter.crop)
+
+    @property
+    def box_step(self) -> int:
+        """Edges of that part are multiples of it."""
+        return int(max(self.downsampling, 2 ** (len(self.segmenter.filters) - 1)))
+
     def fingerprint(self, part: str) -> str:
         """Text that two presets share exactly when the training of `part` would be the same run."""
         own = getattr(self.training, part).model_dump_json()

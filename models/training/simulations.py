@@ -18,6 +18,7 @@ from models.networks.precision import autocast
 from models.networks.preset import Preset
 from models.networks.response_head import SHARES
 from models.networks.segmenter import Segmenter, Tissue, segmenter_input
+from models.patch import BOX_MARGIN, boxes_around, feather
 from models.redraw import redraw
 from models.training.drawings import DONE, Painter, draw_pool
 from models.training.pool import Pool, hu_to_unit
@@ -42,7 +43,7 @@ class Simulations:
     Attributes:
         row: of each patient index that was simulated.
         scan: (N, K, S, S, S) int16 HU, as the engine draws and corrects it.
-        tissue: (N, K, S, S, S) uint8, its segmentation.
+        tissue: (N, K, S, S, S) uint8, its segmentation; 0 beyond the box around the tumour that the engine looks at.
     """
 
     row: dict[int, int]
@@ -86,6 +87,7 @@ def simulate_pool(
     else:
         low, high = preset.hu_window
         device = next(simulator.segmenter.parameters()).device
+        simulator.segmenter.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # as the engine
         try:
             index.unlink(missing_ok=True)  # it is of other simulations, over which these are written
             scan, tissue = (
@@ -95,15 +97,24 @@ def simulate_pool(
             with autocast(device):
                 for place in track(range(len(patients)), description="simulations"):
                     patient = int(patients[place])
-                    drawn = torch.from_numpy(np.array(drawings.scan[place], dtype=np.float32)).to(device)
-                    before = torch.from_numpy(np.array(pool.pre[patient], dtype=np.float32)).to(device).expand_as(drawn)
-                    mask = torch.from_numpy(np.asarray(pool.tumour_mask[patient]) > 0).to(device).expand_as(drawn)
+                    tumour = np.asarray(pool.tumour_mask[patient])
+                    weight = feather(tumour, np.diag([float(pool.spacing_mm[patient])] * 3 + [1.0]))
+                    (box,) = boxes_around(
+                        weight[None] > 0, BOX_MARGIN, preset.least_box, preset.box_step, preset.downsampling
+                    )
+                    scan[place], tissue[place] = drawings.scan[place], 0
+                    drawn = torch.from_numpy(np.array(drawings.scan[place][:, *box], dtype=np.float32)).to(device)
+                    before = torch.from_numpy(np.array(pool.pre[patient][box], dtype=np.float32)).to(device)
+                    before, mask = (
+                        part.expand_as(drawn) for part in (before, torch.from_numpy(tumour[box] > 0).to(device))
+                    )
                     read = partial(_read, simulator.segmenter, preset, before, mask)
                     if preset.denoiser.redraws:
                         viable = torch.from_numpy(drawings.shares[place, :, SHARES.index("viable")]).to(device)
                         drawn = redraw(drawn, before, mask, viable, read, preset.denoiser.redraws).clamp(low, high)
-                    scan[place] = np.rint(drawn.cpu().numpy())
-                    tissue[place] = read(drawn.round()).argmax(dim=1).to(torch.uint8).cpu().numpy()
+                    drawn = drawn.round()
+                    scan[place][:, *box] = drawn.cpu().numpy()
+                    tissue[place][:, *box] = read(drawn).argmax(dim=1).to(torch.uint8).cpu().numpy()
             scan.flush()
             tissue.flush()
             part = index.with_suffix(".part")
@@ -117,5 +128,5 @@ def simulate_pool(
 def _read(segmenter: Segmenter, preset: Preset, before: Tensor, mask: Tensor, scan: Tensor) -> Tensor:
     """Logits (K, 5, S, S, S) of scans (K, S, S, S) in HU."""
     inputs = segmenter_input(hu_to_unit(scan, preset.hu_window), hu_to_unit(before, preset.hu_window), mask)
-    logits: Tensor = segmenter(inputs)
+    logits: Tensor = segmenter(inputs.contiguous(memory_format=torch.channels_last_3d))
     return logits
