@@ -614,6 +614,35 @@ def test_simulations_are_corrected_and_read_as_the_engine_does_it(
     np.testing.assert_array_equal(simulated(0)[1], read)
 
 
+def test_simulations_see_the_box_that_the_engine_looks_at(
+    pool: FakePool, tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coarse voxels, so that tumour, feather (2 voxels) and margin (6) leave a part of the cube out."""
+
+    def draw(_: Any, pool: FakePool, preset: Preset, patient: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return hu_to_unit(pool.post[patient], preset.hu_window), torch.full((4, 4), 0.25)
+
+    monkeypatch.setattr(drawings, "draw_patient", draw)
+    patient = int(np.argmin((pool.tumour_mask > 0).sum(axis=(1, 2, 3))))
+    coarse = replace(pool, spacing_mm=np.full(len(pool.pre), 4.5, np.float32))
+    crops = {name: getattr(tiny.training, name).model_copy(update={"crop": 8}) for name in ("autoencoder", "segmenter")}
+    preset = tiny.model_copy(update={"training": tiny.training.model_copy(update=crops)})
+    painter = Painter(_autoencoder(tiny, pool), build_network("denoiser", tiny), "painter")  # type: ignore[arg-type]
+    simulator = Simulator(painter, build_network("segmenter", tiny).eval(), "weights")  # type: ignore[arg-type]
+    found = simulate_pool(simulator, coarse, preset, np.array([patient]), tmp_path)
+    inside = np.argwhere(pool.tumour_mask[patient] > 0)
+    low, high = np.maximum(inside.min(axis=0) - 8, 0), np.minimum(inside.max(axis=0) + 9, pool.pre.shape[1])
+    assert (high - low).min() < pool.pre.shape[1]
+    seen = np.argwhere(found.tissue[0].any(axis=0))
+    step = preset.box_step
+    assert (seen.min(axis=0) > low - step).all()
+    assert (seen.max(axis=0) < high + step).all()
+    assert not found.tissue[0].any(axis=0).all()
+    drawn = np.rint(np.clip(pool.post[patient], *tiny.hu_window))
+    beyond = np.broadcast_to(pool.tumour_mask[patient] == 0, drawn.shape)
+    assert np.abs(found.scan[0] - drawn)[beyond].max() <= 1
+
+
 def test_a_simulated_burden_is_the_truth_corrected_by_what_the_patch_shows(pool: FakePool) -> None:
     tissue = np.array(pool.post_labels[[3]])
     row = {3: 0}
