@@ -198,11 +198,8 @@ class Engine:
 
     @property
     def redraws(self) -> int:
-        """Rounds in which a drawn scan is corrected; none for a denoiser that never learned what a protocol's agents
-        are, and so predicts nothing.
-        """
-        sizes = self.model.preset.denoiser
-        return sizes.redraws if sizes.condition == "action" else 0
+        """Rounds in which a drawn scan is corrected."""
+        return self.model.preset.denoiser.rounds
 
     @in_engine_thread
     def prepare(
@@ -292,8 +289,8 @@ class Engine:
             steps: sampling steps; None takes the preset's.
 
         Yields:
-            (position in `jobs`, difference): (L, S, S, S) int16 HU, decoded after minus decoded before, 0 outside the
-            feather.
+            (position in `jobs`, difference): (L, S, S, S) int16 HU, decoded after minus decoded before, corrected
+            inside the tumour where the preset says so, 0 outside the feather.
 
         Raises:
             TransientToolError: out of memory.

@@ -20,7 +20,7 @@ from models.errors import InputError
 from models.phantom.version import parameters, phantom_hash
 from models.weights import DEFAULT_WEIGHTS, read_manifest
 
-FORMAT = 8
+FORMAT = 9
 """Of the kept rows: raise it when what is measured on a patient changes."""
 Progress = Callable[[str, int, int], None]
 """Called with (block, done, wanted)."""

@@ -84,6 +84,11 @@ class DenoiserPreset(_Part):
         "of living tumour in it (`models.redraw`); 0 leaves it as it is drawn, as in the paper",
     )
 
+    @property
+    def rounds(self) -> int:
+        """`redraws`, or none for a network that never learned what a protocol's agents are, and so predicts nothing."""
+        return self.redraws if self.condition == "action" else 0
+
 
 class SegmenterPreset(_Part):
     """Sizes of the DynUNet."""

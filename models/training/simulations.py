@@ -79,7 +79,7 @@ def simulate_pool(
     drawings = draw_pool(simulator.painter, pool, preset, patients, SEED, folder)
     told = {
         **json.loads((folder / DONE).read_text(encoding="utf-8")),
-        "simulator": simulator.identity, "redraws": preset.denoiser.redraws,
+        "simulator": simulator.identity, "redraws": preset.denoiser.rounds,
     }  # fmt: skip
     index, paths = folder / "simulations.json", (folder / "corrected.npy", folder / "tissue.npy")
     if index.exists() and json.loads(index.read_text(encoding="utf-8")) == told:
@@ -109,9 +109,9 @@ def simulate_pool(
                         part.expand_as(drawn) for part in (before, torch.from_numpy(tumour[box] > 0).to(device))
                     )
                     read = partial(_read, simulator.segmenter, preset, before, mask)
-                    if preset.denoiser.redraws:
+                    if preset.denoiser.rounds:
                         viable = torch.from_numpy(drawings.shares[place, :, SHARES.index("viable")]).to(device)
-                        drawn = redraw(drawn, before, mask, viable, read, preset.denoiser.redraws).clamp(low, high)
+                        drawn = redraw(drawn, before, mask, viable, read, preset.denoiser.rounds).clamp(low, high)
                     drawn = drawn.round()
                     scan[place][:, *box] = drawn.cpu().numpy()
                     tissue[place][:, *box] = read(drawn).argmax(dim=1).to(torch.uint8).cpu().numpy()
