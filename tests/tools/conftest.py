@@ -41,7 +41,7 @@ def tiny_preset() -> Preset:
     small.update(name="tiny", size=64, spacing_mm=1.5)
     small["autoencoder"].update(channels=(4, 8), res_layers=1)
     small["denoiser"].update(channels=(32, 32), attention=(False, False), steps=2)
-    small["segmenter"].update(filters=(4, 8, 8), viable="read")
+    small["segmenter"].update(filters=(4, 8, 8))
     small["localiser"].update(filters=(4, 8, 8))
     small["survival"].update(width=4, heads=2)
     return Preset.model_validate(small)
