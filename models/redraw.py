@@ -1,7 +1,7 @@
 """Corrects a drawn scan until it shows as much living tumour as was predicted.
 
 The denoiser follows the shares of tissue that it is given only roughly. Where the segmenter reads another tissue in the
-drawn scan than was meant, the voxel gets the density of that tissue; then it reads again. So the scan is what carries
+drawn scan than was meant, the scan becomes darker or brighter around; then it reads again. So the scan is what carries
 the prediction: whoever reads it, a person or a network, needs nothing beside it.
 """
 
@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.networks.segmenter import Tissue
+from models.response import criteria
 
 NEIGHBOURS = 5
-"""Edge, in voxels, of the cube over which densities are smoothed and over which it is averaged how much alive a voxel
-looks. Transposed convolutions leave a comb of two voxels in the logits, which showed as stripes of living tumour."""
+"""Edge, in voxels, of the cube over which densities are averaged, and how much alive a voxel looks."""
 LEAST_VOXELS = 30
 """As many voxels that are read as they were meant say how dense a tissue is drawn; fewer are noise."""
 LEAST_CONTRAST_HU = 25.0
 """Dead tissue is at least so much darker than living tissue. In the arterial phase of the synthetic follow-ups, drawn
 tissue differs by 15 to 30."""
 CLEARER_HU = 10.0
-"""What is corrected goes this far beyond the density drawn elsewhere, or the segmenter keeps more of its readings."""
+"""What is corrected goes up to so far beyond the density drawn elsewhere, or the segmenter keeps more of its readings."""
 
 
 def redraw(
@@ -86,32 +86,37 @@ def tissue_with(logits: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
 
 
 def _corrected(scan: Tensor, before: Tensor, mask: Tensor, meant: Tensor, found: Tensor) -> Tensor:
-    """One patch (X, Y, Z) in which voxels of the mask that are not read as meant have the density of what was meant.
+    """One patch (X, Y, Z), darker or brighter around the voxels of the mask that are not read as meant.
 
-    Living tissue looks as it did before treatment, or as it is drawn elsewhere where that is brighter. Dead tissue and
-    liver keep the texture that was drawn.
+    What is added is smooth, so that the texture stays, and nowhere goes beyond the density of the tissue it leads to.
+    Lipiodol stays as it is drawn: it is read as it is meant.
     """
-    wrong = mask & (meant != found)
+    tissue = mask & (scan <= criteria().oil_hu)
+    wrong = tissue & (meant != found)
     if not wrong.any():
         return scan
-    right = mask & (meant == found)
 
-    def level(tissue: Tissue) -> Tensor | None:
-        there = scan[right & (meant == tissue)]
+    def level(kind: Tissue) -> Tensor | None:
+        there = scan[tissue & (meant == found) & (meant == kind)]
         return there.median() if there.numel() >= LEAST_VOXELS else None
 
     alive, dead, liver = level(Tissue.VIABLE), level(Tissue.NECROTIC), level(Tissue.LIVER)
     if alive is None:
         alive = before[mask].median()
     dark = alive - LEAST_CONTRAST_HU
-    dead = (dark if dead is None else torch.minimum(dead, dark)) - CLEARER_HU
-    own = mask.to(scan.dtype)[None]  # without what lies around the tumour, which is another tissue
-    texture = scan - (_mean_around(scan * own) / _mean_around(own).clamp(min=1e-6))[0]
-    out = torch.where(wrong & (meant == Tissue.VIABLE), torch.maximum(before, alive + CLEARER_HU), scan)
-    out = torch.where(wrong & (meant == Tissue.NECROTIC), torch.minimum(scan, dead + texture), out)
+    dead = dark if dead is None else torch.minimum(dead, dark)
+    counted = tissue.to(scan.dtype)[None]  # what lies around the tumour is another tissue
+    share = _mean_around(counted).clamp(min=1e-6)
+    around = (_mean_around(scan * counted) / share)[0]
+    brighter = (alive + CLEARER_HU - around).clamp(min=CLEARER_HU)
+    darker = (dead - CLEARER_HU - around).clamp(max=-CLEARER_HU)
+    wanted = torch.zeros_like(scan)
+    wanted = torch.where(wrong & (meant == Tissue.VIABLE), brighter, wanted)
+    wanted = torch.where(wrong & (meant == Tissue.NECROTIC), darker, wanted)
     if liver is not None:
-        out = torch.where(wrong & (meant == Tissue.LIVER), liver + texture, out)
-    return out
+        wanted = torch.where(wrong & (meant == Tissue.LIVER), liver - around, wanted)
+    change = (_mean_around(wanted[None]) / share)[0]
+    return torch.where(tissue, scan + change.clamp(darker, brighter), scan)
 
 
 def _mean_around(values: Tensor) -> Tensor:
