@@ -24,7 +24,7 @@ LEAST_CONTRAST_HU = 25.0
 """Dead tissue is at least so much darker than living tissue. In the arterial phase of the synthetic follow-ups, drawn
 tissue differs by 15 to 30."""
 CLEARER_HU = 10.0
-"""What is corrected goes up to so far beyond the density drawn elsewhere, or the segmenter keeps more of its readings."""
+"""What is corrected goes up to so far beyond the density drawn elsewhere, or the segmenter keeps too much."""
 
 
 def redraw(
