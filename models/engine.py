@@ -310,7 +310,8 @@ class Engine:
             support = np.stack([prepared.support[p][prepared.boxes[p]] for p in patches])
             changes = np.rint(np.where(support, drawn - prepared.decoded[patches], 0.0)).astype(np.int16)
             if self.redraws:
-                changes = self._redrawn(prepared, patches, changes, shares[:, SHARES.index("viable")])
+                oiled = torch.tensor(["Lipiodol" in jobs[j][0].embolics for j in job])
+                changes = self._redrawn(prepared, patches, changes, shares[:, SHARES.index("viable")], oiled)
             for (j, p), inside in zip(part, changes, strict=True):
                 change = np.zeros(prepared.pre.shape[1:], dtype=np.int16)
                 change[prepared.boxes[p]] = inside
@@ -356,9 +357,10 @@ class Engine:
         return with_luck(shares, spread * torch.cat([torch.randn(1, generator=one) for one in luck]))
 
     def _redrawn(
-        self, prepared: Prepared, patches: list[int], changes: NDArray[np.int16], viable: Tensor
+        self, prepared: Prepared, patches: list[int], changes: NDArray[np.int16], viable: Tensor, oiled: Tensor
     ) -> NDArray[np.int16]:
-        """Changes (N, X, Y, Z) in the boxes of N patches, corrected until the scan shows the viable shares (N,)."""
+        """Changes (N, X, Y, Z) in the boxes of N patches, corrected until the scan shows the viable shares (N,), and
+        without Lipiodol where `oiled` (N,) is false."""
         low, high = window = self.model.preset.hu_window
 
         def cut(whole: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -367,16 +369,16 @@ class Engine:
         before = cut(prepared.pre)
         scans = apply_change(before, changes.astype(np.float32), cut(prepared.weight), window)
 
-        def corrected(scan: Tensor, before: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
+        def corrected(scan: Tensor, before: Tensor, mask: Tensor, viable: Tensor, oiled: Tensor) -> Tensor:
             beside = self._scaled(before)
 
             def read(hu: Tensor) -> Tensor:
                 return self._tissue_logits(self._scaled(hu), beside, mask)
 
-            return redraw(scan, before, mask, viable, read, self.redraws)
+            return redraw(scan, before, mask, viable, oiled, read, self.redraws)
 
         inputs = [torch.from_numpy(part) for part in (scans, before, cut(prepared.numbers) > 0)]
-        after = self._batched(corrected, [*inputs, viable], size=self._segmenter_batch).numpy()
+        after = self._batched(corrected, [*inputs, viable, oiled], size=self._segmenter_batch).numpy()
         new = np.rint(np.clip(after, low, high) - np.clip(before, low, high)).astype(np.int16)
         return np.where(after == scans, changes, new)
 

@@ -1,4 +1,4 @@
-"""Corrects a drawn scan until it shows as much living tumour as was predicted.
+"""Corrects a drawn scan: no Lipiodol where none was given, and as much living tumour as was predicted.
 
 The denoiser follows the shares of tissue that it is given only roughly. Where the segmenter reads another tissue in the
 drawn scan than was meant, the scan becomes darker or brighter around; then it reads again. So the scan is what carries
@@ -28,9 +28,18 @@ CLEARER_HU = 10.0
 
 
 def redraw(
-    scan: Tensor, before: Tensor, mask: Tensor, viable: Tensor, read: Callable[[Tensor], Tensor], rounds: int
+    scan: Tensor,
+    before: Tensor,
+    mask: Tensor,
+    viable: Tensor,
+    oiled: Tensor,
+    read: Callable[[Tensor], Tensor],
+    rounds: int,
 ) -> Tensor:
     """The scan after some rounds of correction, of which nothing changes outside the mask.
+
+    Where no Lipiodol was given nothing becomes as dense as Lipiodol. Single voxels that were drawn so would else decide
+    which of such protocols leaves more of it.
 
     The segmenter keeps some of its readings. So every round asks for as much more or less as the last reading fell
     short of: the first goes too far for a reader that follows at once, the second brings it back.
@@ -40,12 +49,15 @@ def redraw(
         before: the same patches before treatment, HU.
         mask: (N, X, Y, Z) bool, tumour before treatment.
         viable: (N,) share of the mask's voxels that is to live, in [0, 1].
+        oiled: (N,) bool, whether Lipiodol was given.
         read: scans (N, X, Y, Z) in HU -> the segmenter's logits (N, 5, X, Y, Z).
         rounds: at least 1, better 2; each takes one reading.
 
     Returns:
         (N, X, Y, Z) HU.
     """
+    bare = mask & ~oiled[:, None, None, None]
+    scan = torch.where(bare, torch.minimum(scan, before.clamp(min=criteria().oil_hu)), scan)
     logits, share, size = read(scan), viable, mask.sum(dim=(1, 2, 3)).clamp(min=1)
     found = logits.argmax(dim=1)
     for left in reversed(range(rounds)):
@@ -89,9 +101,10 @@ def _corrected(scan: Tensor, before: Tensor, mask: Tensor, meant: Tensor, found:
     """One patch (X, Y, Z), darker or brighter around the voxels of the mask that are not read as meant.
 
     What is added is smooth, so that the texture stays, and nowhere goes beyond the density of the tissue it leads to.
-    Lipiodol stays as it is drawn: it is read as it is meant.
+    Lipiodol stays as it is drawn, and nothing else becomes as dense.
     """
-    tissue = mask & (scan <= criteria().oil_hu)
+    oil = criteria().oil_hu
+    tissue = mask & (scan <= oil)
     wrong = tissue & (meant != found)
     if not wrong.any():
         return scan
@@ -116,7 +129,7 @@ def _corrected(scan: Tensor, before: Tensor, mask: Tensor, meant: Tensor, found:
     if liver is not None:
         wanted = torch.where(wrong & (meant == Tissue.LIVER), liver - around, wanted)
     change = (_mean_around(wanted[None]) / share)[0]
-    return torch.where(tissue, scan + change.clamp(darker, brighter), scan)
+    return torch.where(tissue, (scan + change.clamp(darker, brighter)).clamp(max=oil), scan)
 
 
 def _mean_around(values: Tensor) -> Tensor:

@@ -111,7 +111,9 @@ def simulate_pool(
                     read = partial(_read, simulator.segmenter, preset, before, mask)
                     if preset.denoiser.rounds:
                         viable = torch.from_numpy(drawings.shares[place, :, SHARES.index("viable")]).to(device)
-                        drawn = redraw(drawn, before, mask, viable, read, preset.denoiser.rounds).clamp(low, high)
+                        oiled = torch.tensor(["Lipiodol" in p.embolics for p in pool.protocols[patient]], device=device)
+                        drawn = redraw(drawn, before, mask, viable, oiled, read, preset.denoiser.rounds)
+                        drawn = drawn.clamp(low, high)
                     drawn = drawn.round()
                     scan[place][:, *box] = drawn.cpu().numpy()
                     tissue[place][:, *box] = read(drawn).argmax(dim=1).to(torch.uint8).cpu().numpy()

@@ -9,9 +9,11 @@ from torch.nn import functional
 
 from models.networks.segmenter import Tissue
 from models.redraw import CLEARER_HU, LEAST_CONTRAST_HU, redraw, tissue_with
+from models.response import criteria
 
 LIVER_HU, ALIVE_HU, DEAD_HU = 90.0, 60.0, 25.0
 EDGE, RADIUS = 24, 9.0
+OILED = torch.tensor([True, True])
 
 
 def ball() -> tuple[Tensor, Tensor]:
@@ -63,7 +65,7 @@ def test_a_reader_finds_about_as_much_alive_as_was_predicted(radius: float) -> N
     raw = share_alive(reader(scan), mask)
     wanted, found = np.linspace(0.1, 0.9, 9), []
     for share in wanted:
-        after = redraw(scan, before, mask, torch.full((2,), float(share)), reader, 2)
+        after = redraw(scan, before, mask, torch.full((2,), float(share)), OILED, reader, 2)
         assert torch.equal(after[~mask], scan[~mask])
         found.append(share_alive(reader(after), mask))
     off = np.abs(np.array(found) - wanted).mean()
@@ -80,7 +82,7 @@ def test_the_change_is_smooth_and_leads_to_densities_that_are_there() -> None:
     was_alive = (by_density(scan).argmax(dim=1) == Tissue.VIABLE) & mask
     alive, dead = float(scan[was_alive].median()), float(scan[mask & ~was_alive].median())
     for wanted, sign in ((0.3, -1.0), (0.95, 1.0)):
-        after = redraw(scan, before, mask, torch.tensor([wanted] * 2), by_density, 1)
+        after = redraw(scan, before, mask, torch.tensor([wanted] * 2), OILED, by_density, 1)
         change = sign * (after - scan)
         assert float(change[mask].min()) >= 0.0
         assert float((change[mask] > 5.0).float().mean()) > 0.2
@@ -95,7 +97,7 @@ def test_the_change_is_smooth_and_leads_to_densities_that_are_there() -> None:
 
 def test_where_nothing_is_dead_yet_dead_tissue_is_darker_than_living() -> None:
     scan, before, mask = painted(0.0)
-    after = redraw(scan, before, mask, torch.tensor([0.5, 0.5]), by_density, 1)  # asks for none at first
+    after = redraw(scan, before, mask, torch.tensor([0.5, 0.5]), OILED, by_density, 1)  # asks for none at first
     expected = float(before[mask].median()) - LEAST_CONTRAST_HU - CLEARER_HU
     assert float(after[mask].mean()) == pytest.approx(expected, abs=2.0)
 
@@ -105,19 +107,36 @@ def test_lipiodol_stays_and_does_not_count_as_density_of_its_surroundings() -> N
     clump = torch.zeros_like(mask)
     clump[:, 11:13, 11:13, 11:13] = True
     oily = torch.where(clump, 600.0, scan)
-    after = redraw(oily, before, mask, torch.tensor([0.5, 0.5]), by_density, 1)
-    plain = redraw(scan, before, mask, torch.tensor([0.5, 0.5]), by_density, 1)
+    after = redraw(oily, before, mask, torch.tensor([0.5, 0.5]), OILED, by_density, 1)
+    plain = redraw(scan, before, mask, torch.tensor([0.5, 0.5]), OILED, by_density, 1)
     assert torch.equal(after[clump], oily[clump])
     rest = mask & ~clump
     assert float((after - plain)[rest].abs().max()) < 6.0
     assert float((after - oily)[rest].mean()) < -20.0
 
 
+def test_without_lipiodol_nothing_becomes_as_dense_as_it() -> None:
+    scan, before, mask = painted(4.0)
+    drawn, vessel, unlike = torch.zeros_like(mask), torch.zeros_like(mask), ~mask
+    drawn[:, 8, 10:13, 10:13] = True
+    vessel[:, 15, 10:13, 10:13] = True
+    scan[drawn], scan[vessel], before[vessel] = 450.0, 450.0, 300.0
+    scan[unlike] = 700.0
+    oiled = torch.tensor([True, False])
+    after = redraw(scan, before, mask, torch.tensor([0.9, 0.9]), oiled, by_density, 2)
+    assert torch.equal(after[~mask], scan[~mask])
+    dense = (after > criteria().oil_hu) & mask
+    assert torch.equal(dense[0], drawn[0] | vessel[0])
+    assert (after[0][dense[0]] == 450.0).all()
+    assert torch.equal(dense[1], vessel[1])
+    assert (after[1][vessel[1]] == 300.0).all()
+
+
 def test_a_patch_without_tumour_stays_as_it_is() -> None:
     scan, before, mask = painted(6.0)
     none = mask.clone()
     none[1] = False
-    after = redraw(scan, before, none, torch.tensor([0.2, 0.2]), by_density, 2)
+    after = redraw(scan, before, none, torch.tensor([0.2, 0.2]), OILED, by_density, 2)
     assert not torch.equal(after[0], scan[0])
     assert torch.equal(after[1], scan[1])
 
