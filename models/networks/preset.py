@@ -81,7 +81,8 @@ class DenoiserPreset(_Part):
         default=0,
         ge=0,
         description="rounds in which a drawn scan is corrected where the segmenter does not read the predicted amount "
-        "of living tumour in it (`models.redraw`); 0 leaves it as it is drawn, as in the paper",
+        "of living tumour in it, and where Lipiodol was drawn but not given (`models.redraw`); 0 leaves it as it is "
+        "drawn, as in the paper",
     )
 
     @property
