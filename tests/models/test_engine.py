@@ -249,12 +249,12 @@ def test_a_drawing_is_corrected_inside_the_tumour_alone_and_towards_what_was_pre
     for job in range(2):
         np.testing.assert_array_equal(after[job][~mask], scans[job][~mask])
         before, inside = torch.from_numpy(prepared.pre.astype(np.float32)), torch.from_numpy(mask)
-        by_hand = redraw(
-            torch.from_numpy(scans[job].astype(np.float32)), before, inside, torch.from_numpy(shares[job]), read, 2
-        ).clamp(low, high)
+        drawing, oiled = torch.from_numpy(scans[job].astype(np.float32)), torch.tensor([job == 0] * 2)
+        by_hand = redraw(drawing, before, inside, torch.from_numpy(shares[job]), oiled, read, 2).clamp(low, high)
         # the engine sees the box around the tumour only
         differs = np.abs(by_hand.numpy() - after[job])[mask] > 1.0
         assert differs.mean() < 0.1 < (after[job] != scans[job])[mask].mean()
+    assert not ((after[1] > 200) & mask & (prepared.pre <= 200)).any()
 
 
 def test_nothing_is_corrected_where_the_denoiser_does_not_know_the_agents(model: WorldModel):

@@ -18,6 +18,7 @@ from models.errors import RunError, WeightsError
 from models.networks.autoencoder import Autoencoder
 from models.networks.diffusion import Flow
 from models.networks.preset import Preset
+from models.protocol import Protocol
 from models.redraw import redraw
 from models.training import drawings, simulations
 from models.training.autoencoder import AutoencoderTask, measure_latents, train_autoencoder
@@ -564,10 +565,17 @@ def test_simulations_are_corrected_and_read_as_the_engine_does_it(
     pool: FakePool, tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = torch.tensor([0.1, 0.4, 0.75, 1.0])
+    oiled = torch.tensor([True, False, True, False])
+    given = [Protocol(drugs=("Cisplatin",), embolics=("Lipiodol",) if oil else ()) for oil in oiled]
+    protocols = [given if patient == 1 else one for patient, one in enumerate(pool.protocols)]
+    pool = replace(pool, protocols=protocols)
+    spot = tuple(np.argwhere(pool.tumour_mask[1] > 0)[0])
 
     def draw(_: Any, pool: FakePool, preset: Preset, patient: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         meant = torch.stack([shares, *[(1.0 - shares) / 3.0] * 3], dim=1)
-        return hu_to_unit(pool.post[patient], preset.hu_window), meant
+        dense = pool.post[patient].copy()
+        dense[:, *spot] = 400
+        return hu_to_unit(dense, preset.hu_window), meant
 
     monkeypatch.setattr(drawings, "draw_patient", draw)
     segmenter = build_network("segmenter", tiny).eval()
@@ -589,10 +597,16 @@ def test_simulations_are_corrected_and_read_as_the_engine_does_it(
     mask = torch.from_numpy(pool.tumour_mask[1] > 0).expand(4, -1, -1, -1)
     drawn, read = simulated(0)
     low, high = tiny.hu_window
-    assert np.abs(drawn - np.clip(pool.post[1], low, high)).max() <= 1
+    elsewhere = np.ones(drawn.shape, dtype=bool)
+    elsewhere[:, *spot] = False
+    assert np.abs(drawn - np.clip(pool.post[1], low, high))[elsewhere].max() <= 1
     scan, tissue = simulated(2)
+    assert (drawn[:, *spot] == 400).all()
+    assert pool.pre[1][spot] <= 200
+    np.testing.assert_array_equal(scan[:, *spot] > 200, oiled.numpy())
     before = torch.from_numpy(pool.pre[1].astype(np.float32)).expand(4, -1, -1, -1)
-    by_hand = redraw(torch.from_numpy(drawn.astype(np.float32)), before, mask, shares, logits, 2).clamp(low, high)
+    drawing = torch.from_numpy(drawn.astype(np.float32))
+    by_hand = redraw(drawing, before, mask, shares, oiled, logits, 2).clamp(low, high)
     # half precision decides a few voxels otherwise: the classes of an untrained network lie close together
     assert (np.abs(scan - by_hand.numpy()) > 1).mean() < 0.02
     assert (scan != drawn).any()
