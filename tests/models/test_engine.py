@@ -254,6 +254,7 @@ def test_a_drawing_is_corrected_inside_the_tumour_alone_and_towards_what_was_pre
         # the engine sees the box around the tumour only
         differs = np.abs(by_hand.numpy() - after[job])[mask] > 1.0
         assert differs.mean() < 0.1 < (after[job] != scans[job])[mask].mean()
+    assert ((scans[1] > 200) & mask & (prepared.pre <= 200)).any()
     assert not ((after[1] > 200) & mask & (prepared.pre <= 200)).any()
 
 
