@@ -56,18 +56,39 @@ def redraw(
     Returns:
         (N, X, Y, Z) HU.
     """
+    if not mask.any():
+        return scan
+    box = _box(mask)
+    whole, before, mask = scan.clone(), before[:, *box], mask[:, *box]
+
+    def logits_with(part: Tensor) -> Tensor:
+        whole[:, *box] = part
+        return read(whole)[:, :, *box]
+
+    part = whole[:, *box]
     bare = mask & ~oiled[:, None, None, None]
-    scan = torch.where(bare, torch.minimum(scan, before.clamp(min=criteria().oil_hu)), scan)
-    logits, share, size = read(scan), viable, mask.sum(dim=(1, 2, 3)).clamp(min=1)
+    part = torch.where(bare, torch.minimum(part, before.clamp(min=criteria().oil_hu)), part)
+    logits, share, size = logits_with(part), viable, mask.sum(dim=(1, 2, 3)).clamp(min=1)
     found = logits.argmax(dim=1)
     for left in reversed(range(rounds)):
         living = ((found == Tissue.VIABLE) & mask).sum(dim=(1, 2, 3)) / size
         share = (share + viable - living).clamp(0.0, 1.0)
         meant = tissue_with(logits, mask, share)
-        scan = torch.stack([_corrected(*one) for one in zip(scan, before, mask, meant, found, strict=True)])
+        part = torch.stack([_corrected(*one) for one in zip(part, before, mask, meant, found, strict=True)])
         if left:
-            found = read(scan).argmax(dim=1)
-    return scan
+            found = logits_with(part).argmax(dim=1)
+    whole[:, *box] = part
+    return whole
+
+
+def _box(mask: Tensor) -> list[slice]:
+    """The part of the patches with all that an average around a voxel of the masks (N, X, Y, Z) needs."""
+    reach = NEIGHBOURS // 2
+    box = []
+    for axis in (1, 2, 3):
+        inside = mask.movedim(axis, 0).flatten(1).any(dim=1).nonzero()
+        box.append(slice(max(int(inside[0]) - reach, 0), int(inside[-1]) + reach + 1))
+    return box
 
 
 def tissue_with(logits: Tensor, mask: Tensor, viable: Tensor) -> Tensor:
